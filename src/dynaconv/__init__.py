@@ -1,0 +1,32 @@
+"""Lightweight, dynamic and dynamic short convolutions: a depthwise convolution whose filter may depend on the token.
+
+    y[b, t, d] = sum_w filter[b, t, d, w] * x[b, t + w - P, d]
+
+Start with :mod:`dynaconv.functional`: its docstrings are the definition. Submodules load on first use, so that
+``import dynaconv`` costs little more than ``import torch``.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import data, functional, models, nn, tasks
+    from .functional import backend, dynamic_conv, static_conv
+
+__version__ = "0.1.0"
+__all__ = ["backend", "data", "dynamic_conv", "functional", "models", "nn", "static_conv", "tasks"]
+
+_SUBMODULES = {"data", "functional", "models", "nn", "tasks"}
+_FUNCTIONS = {"backend", "dynamic_conv", "static_conv"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f"{__name__}.functional"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

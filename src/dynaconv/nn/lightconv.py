@@ -1,0 +1,207 @@
+"""LightConv and DynamicConv of *Pay Less Attention with Lightweight and Dynamic Convolutions* (Wu et al., ICLR 2019).
+
+Dims: B batch, T tokens, D channels, H heads (D // H consecutive channels share a filter), W taps.
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..functional import Padding, dynamic_conv, left_padding, static_conv
+
+
+class _Convolution(nn.Module):
+    """What the two modules share: sizes, padding, DropConnect, edges, and the optional bias."""
+
+    def __init__(
+        self, dim: int, kernel_size: int, heads: int, *, padding: Padding, normalize: Literal["softmax"] | None,
+        weight_dropout: float, renormalize_edges: bool, bias: bool, **factory: Any,
+    ):  # fmt: skip
+        super().__init__()
+        if kernel_size < 1:
+            raise ValueError(f"kernel_size must be at least 1; got {kernel_size}")
+        if heads < 1 or dim % heads:
+            raise ValueError(f"dim must be divisible by heads; got dim = {dim}, heads = {heads}")
+        if not 0 <= weight_dropout < 1:
+            raise ValueError(f"weight_dropout must be in [0, 1); got {weight_dropout}")
+        if renormalize_edges and normalize is None:
+            raise ValueError('renormalize_edges needs normalize="softmax"; got normalize=None')
+        self.dim, self.kernel_size, self.heads = dim, kernel_size, heads
+        self.left = left_padding(padding, kernel_size)
+        self.normalize: Literal["softmax"] | None = normalize
+        self.weight_dropout, self.renormalize_edges = weight_dropout, renormalize_edges
+        self.bias = nn.Parameter(torch.zeros(dim, **factory)) if bias else None
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.dim}, kernel_size={self.kernel_size}, heads={self.heads}, padding={self.left}, "
+            f"normalize={self.normalize}, weight_dropout={self.weight_dropout}"
+        )
+
+    def _convolve(
+        self, x: Tensor, filters: Tensor, initial_state: Tensor | None, return_final_state: bool, offset: int
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        if self.renormalize_edges:
+            filters = self._mask_edges(filters, x.shape[1], offset)
+        normalize = self.normalize
+        if self.training and self.weight_dropout > 0:
+            if normalize == "softmax":
+                filters = filters.softmax(-1, dtype=torch.promote_types(filters.dtype, torch.float32))
+                normalize = None
+            filters = F.dropout(filters, self.weight_dropout)
+        conv = static_conv if filters.dim() == 2 else dynamic_conv
+        result = conv(
+            x, filters, normalize=normalize, padding=self.left,
+            initial_state=initial_state, return_final_state=return_final_state,
+        )  # fmt: skip
+        if self.bias is None:
+            return result
+        if return_final_state:
+            return result[0] + self.bias, result[1]
+        return result + self.bias
+
+    def _mask_edges(self, filters: Tensor, length: int, offset: int) -> Tensor:
+        """Filters [B, T, H, W] or [H, W] to [B, T, H, W], with minus infinity where a tap falls outside the sequence."""
+        token = torch.arange(length, device=filters.device)[:, None, None]
+        position = token + torch.arange(self.kernel_size, device=filters.device) - self.left
+        outside = (position + offset < 0) | (position >= length)
+        return filters.masked_fill(outside, -math.inf)
+
+
+class LightConv(_Convolution):
+    """Lightweight convolution: a depthwise convolution whose softmax-normalised filters are shared by groups of channels.
+
+    y[b, t, d] = sum_w softmax(weight[d // (D // H)])_w * x[b, t + w - P, d]   (Wu et al. 2019, section 3)
+
+    Args:
+        dim: D, channels.
+        kernel_size: W, taps.
+        heads: H, filters; divides D.
+        padding: "causal" for decoders, "same" for encoders, or the number of zeros on the left.
+        normalize: "softmax" over the taps, or None.
+        weight_dropout: DropConnect: each entry of the normalised [H, W] filters is dropped with this probability in
+            training, one draw per call for all tokens, and the rest is scaled by 1 / (1 - p).
+        renormalize_edges: take the softmax over the taps inside the sequence only. The published models do not.
+        bias: add a learned [D] to the output.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: sizes that do not fit, named with their values.
+    """
+
+    def __init__(
+        self, dim: int, kernel_size: int, heads: int, *, padding: Padding = "causal",
+        normalize: Literal["softmax"] | None = "softmax", weight_dropout: float = 0.0, renormalize_edges: bool = False,
+        bias: bool = False, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+    ):  # fmt: skip
+        super().__init__(
+            dim, kernel_size, heads, padding=padding, normalize=normalize, weight_dropout=weight_dropout,
+            renormalize_edges=renormalize_edges, bias=bias, device=device, dtype=dtype,
+        )  # fmt: skip
+        self.weight = nn.Parameter(torch.empty(heads, kernel_size, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weight to U(-a, a), a = sqrt(6 / (W + H W)): Xavier for the paper's [H, 1, W] tensor; bias to 0."""
+        nn.init.xavier_uniform_(self.weight.unsqueeze(1))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(
+        self, x: Tensor, *, initial_state: Tensor | None = None, return_final_state: bool = False, offset: int = 0
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Convolve x.
+
+        Args:
+            x: [B, T, D].
+            initial_state: [B, W-1, D], the inputs before x.
+            return_final_state: also return the state to start the next chunk from.
+            offset: number of tokens before x[:, 0]; matters to `renormalize_edges` only.
+
+        Returns:
+            [B, T, D], or with `return_final_state` the pair (y, [B, W-1, D]).
+        """
+        filters = self.weight
+        if self.renormalize_edges:
+            filters = filters.expand(x.shape[0], x.shape[1], -1, -1)
+        return self._convolve(x, filters, initial_state, return_final_state, offset)
+
+
+class DynamicConv(_Convolution):
+    """Dynamic convolution: a lightweight convolution whose filters are predicted from the current token.
+
+    y[b, t, d] = sum_w softmax(filter_proj(query[b, t])[d // (D // H)])_w * x[b, t + w - P, d]   (Wu et al. 2019, section 4)
+
+    Args:
+        dim: D, channels.
+        kernel_size: W, taps.
+        heads: H, filters per token; divides D.
+        padding: "causal" for decoders, "same" for encoders, or the number of zeros on the left.
+        normalize: "softmax" over the taps, or None.
+        weight_dropout: DropConnect: each entry of the normalised [B, T, H, W] filters is dropped independently with this
+            probability in training, and the rest is scaled by 1 / (1 - p).
+        renormalize_edges: take the softmax over the taps inside the sequence only. The published models do not.
+        bias: add a learned [D] to the output.
+        query_dim: size of a separate input that the filters are predicted from; None: from x.
+        filter_bias: bias in `filter_proj`. The published models have none.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: sizes that do not fit, named with their values.
+    """
+
+    def __init__(
+        self, dim: int, kernel_size: int, heads: int, *, padding: Padding = "causal",
+        normalize: Literal["softmax"] | None = "softmax", weight_dropout: float = 0.0, renormalize_edges: bool = False,
+        bias: bool = False, query_dim: int | None = None, filter_bias: bool = False,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+    ):  # fmt: skip
+        super().__init__(
+            dim, kernel_size, heads, padding=padding, normalize=normalize, weight_dropout=weight_dropout,
+            renormalize_edges=renormalize_edges, bias=bias, device=device, dtype=dtype,
+        )  # fmt: skip
+        self.query_dim = query_dim
+        self.filter_proj = nn.Linear(
+            query_dim or dim, heads * kernel_size, bias=filter_bias, device=device, dtype=dtype
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """`filter_proj` to U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for a Linear; biases to 0."""
+        bound = 1 / math.sqrt(self.filter_proj.in_features)
+        nn.init.uniform_(self.filter_proj.weight, -bound, bound)
+        for bias in (self.filter_proj.bias, self.bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
+
+    def forward(
+        self, x: Tensor, query: Tensor | None = None, *, initial_state: Tensor | None = None,
+        return_final_state: bool = False, offset: int = 0,
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+        """Convolve x with filters predicted from `query`.
+
+        Args:
+            x: [B, T, D].
+            query: [B, T, query_dim] where the module has a `query_dim`, else None.
+            initial_state: [B, W-1, D], the inputs before x.
+            return_final_state: also return the state to start the next chunk from.
+            offset: number of tokens before x[:, 0]; matters to `renormalize_edges` only.
+
+        Returns:
+            [B, T, D], or with `return_final_state` the pair (y, [B, W-1, D]).
+
+        Raises:
+            ValueError: `query` given without `query_dim`, or missing with it.
+        """
+        if (query is None) != (self.query_dim is None):
+            given = "none was given" if query is None else "one was given"
+            raise ValueError(
+                f"query must be given exactly where the module has a query_dim ({self.query_dim}); {given}"
+            )
+        filters = self.filter_proj(x if query is None else query).unflatten(-1, (self.heads, self.kernel_size))
+        return self._convolve(x, filters, initial_state, return_final_state, offset)
