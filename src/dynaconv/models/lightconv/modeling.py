@@ -1,0 +1,317 @@
+"""The LightConv / DynamicConv encoder-decoder (Wu et al., ICLR 2019) as a Hugging Face model."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import EncoderDecoderCache, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
+
+from ...nn import DynamicConv, LightConv
+from ..cache import make_cache
+from .configuration import LightConvConfig
+from .layers import Attention, DecoderLayer, Embeddings, EncoderLayer
+
+
+class LightConvPreTrainedModel(PreTrainedModel):
+    """Configuration, initialisation and what transformers has to know about the classes below."""
+
+    config_class = LightConvConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["EncoderLayer", "DecoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Xavier for linear layers (gain 1/sqrt(2) for queries, keys and values), N(0, 1/E) for embeddings."""
+        if isinstance(module, LightConv | DynamicConv):
+            module.reset_parameters()
+            for part in module.modules():
+                part._is_hf_initialized = True
+        elif isinstance(module, Attention):
+            for linear in (module.q_proj, module.k_proj, module.v_proj):
+                _init_linear(linear, 2**-0.5)
+        elif isinstance(module, nn.Linear):
+            _init_linear(module, 1.0)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.d_model**-0.5)
+            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
+                module.weight[module.padding_idx].zero_()
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+def _init_linear(linear: nn.Linear, gain: float) -> None:
+    nn.init.xavier_uniform_(linear.weight, gain)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+
+
+class LightConvEncoder(LightConvPreTrainedModel):
+    """Embeddings and encoder layers."""
+
+    def __init__(self, config: LightConvConfig):
+        super().__init__(config)
+        vocab_size = config.source_vocab_size or config.vocab_size
+        self.embeddings = Embeddings(config, vocab_size, config.max_source_positions)
+        self.layers = nn.ModuleList(EncoderLayer(config, i) for i in range(config.encoder_layers))
+        self.norm = nn.LayerNorm(config.d_model) if config.normalize_before else nn.Identity()
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding."""
+        return self.embeddings.tokens
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutput:
+        """Encode source tokens.
+
+        Args:
+            input_ids: [B, S] int64.
+            attention_mask: [B, S], nonzero at tokens; None: wherever `input_ids` is not the padding token.
+            inputs_embeds: [B, S, E], instead of `input_ids`.
+            **kwargs: ignored; transformers passes generation options.
+
+        Returns:
+            `last_hidden_state`, [B, S, E].
+        """
+        attention_mask = source_mask(self.config, input_ids, attention_mask)
+        x = self.embeddings(input_ids, inputs_embeds, attention_mask, 0)
+        for layer in self.layers:
+            x = layer(x, attention_mask)
+        return BaseModelOutput(last_hidden_state=self.norm(x))
+
+
+class LightConvDecoder(LightConvPreTrainedModel):
+    """Embeddings and decoder layers."""
+
+    def __init__(self, config: LightConvConfig):
+        super().__init__(config)
+        self.embeddings = Embeddings(config, config.vocab_size, config.max_target_positions)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.decoder_layers))
+        self.norm = nn.LayerNorm(config.d_model) if config.normalize_before else nn.Identity()
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding."""
+        return self.embeddings.tokens
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+    ) -> Tensor:
+        """Target tokens [B, T] to hidden states [B, T, E]; masks as in :class:`LightConvModel`."""
+        offset = 0 if past_key_values is None else past_key_values.get_seq_length()
+        x = self.embeddings(input_ids, inputs_embeds, attention_mask, offset)
+        memory_mask = None if encoder_attention_mask is None else encoder_attention_mask[:, None, None, :].bool()
+        for layer in self.layers:
+            x = layer(x, encoder_hidden_states, attention_mask, memory_mask, past_key_values)
+        return self.norm(x)
+
+
+class LightConvModel(LightConvPreTrainedModel):
+    """Encoder and decoder without the output layer."""
+
+    def __init__(self, config: LightConvConfig):
+        super().__init__(config)
+        self.encoder = LightConvEncoder(config)
+        self.decoder = LightConvDecoder(config)
+        if config.share_embeddings == "all":
+            self._tied_weights_keys = {"encoder.embeddings.tokens.weight": "decoder.embeddings.tokens.weight"}
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The source token embedding."""
+        return self.encoder.embeddings.tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the source token embedding."""
+        self.encoder.embeddings.tokens = value
+
+    def get_encoder(self, modality: str | None = None) -> LightConvEncoder:
+        """The encoder."""
+        return self.encoder
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> Seq2SeqModelOutput:
+        """Encode the source and decode target tokens.
+
+        Args:
+            input_ids: [B, S] int64, source tokens.
+            attention_mask: [B, S], nonzero at tokens; None: wherever `input_ids` is not the padding token.
+            decoder_input_ids: [B, T] int64; with a cache, only the tokens it has not seen.
+            decoder_attention_mask: [B, past + T], nonzero at tokens, for targets padded on the left. Targets padded on
+                the right need none: the decoder is causal.
+            encoder_outputs: what the encoder returned, instead of `input_ids`.
+            past_key_values: the cache of an earlier call.
+            inputs_embeds: [B, S, E], instead of `input_ids`.
+            decoder_inputs_embeds: [B, T, E], instead of `decoder_input_ids`.
+            use_cache: return a cache to continue from; None: `config.use_cache`, and never in training.
+            **kwargs: ignored; transformers passes loss and generation options.
+
+        Returns:
+            `last_hidden_state` [B, T, E], `past_key_values`, `encoder_last_hidden_state` [B, S, E].
+
+        Raises:
+            ValueError: no target tokens were given.
+        """
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            raise ValueError("decoder_input_ids, decoder_inputs_embeds or labels must be given; got none of them")
+        attention_mask = source_mask(self.config, input_ids, attention_mask)
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds)
+        memory = encoder_outputs[0]
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if use_cache and past_key_values is None:
+            past_key_values = make_cache(self.config.decoder_mixer, self.config.decoder_layers)
+        x = self.decoder(
+            decoder_input_ids, memory, attention_mask, decoder_attention_mask, decoder_inputs_embeds, past_key_values
+        )
+        return Seq2SeqModelOutput(last_hidden_state=x, past_key_values=past_key_values, encoder_last_hidden_state=memory)
+
+
+class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixin):
+    """Encoder-decoder with an output layer over the target vocabulary, for translation and summarization.
+
+    Example:
+        >>> model = LightConvForConditionalGeneration(LightConvConfig.from_preset("lightconv_iwslt_de_en"))
+        >>> model.generate(input_ids, num_beams=4, length_penalty=1.0)
+    """
+
+    def __init__(self, config: LightConvConfig):
+        super().__init__(config)
+        self.model = LightConvModel(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        target = "model.decoder.embeddings.tokens.weight"
+        tied = {"lm_head.weight": target, "model.encoder.embeddings.tokens.weight": target}
+        self._tied_weights_keys = dict(list(tied.items())[: {"none": 0, "decoder": 1, "all": 2}[config.share_embeddings]])
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self.lm_head:
+            nn.init.normal_(module.weight, std=self.config.d_model**-0.5)
+        else:
+            super()._init_weights(module)
+
+    def get_encoder(self, modality: str | None = None) -> LightConvEncoder:
+        """The encoder."""
+        return self.model.encoder
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The source token embedding."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the source token embedding."""
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The output layer."""
+        return self.lm_head
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """Labels [B, T] shifted right, starting with `decoder_start_token_id`, -100 replaced by padding."""
+        ids = labels.new_full(labels.shape, self.config.decoder_start_token_id)
+        ids[:, 1:] = labels[:, :-1]
+        return ids.masked_fill(ids == -100, self.config.pad_token_id)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> Seq2SeqLMOutput:
+        """Logits of the next target token, and the loss where labels are given.
+
+        Args:
+            input_ids: see :class:`LightConvModel`, also for the other arguments not named here.
+            attention_mask: see there.
+            decoder_input_ids: see there; None with labels: the labels shifted right.
+            decoder_attention_mask: see there.
+            encoder_outputs: see there.
+            past_key_values: see there.
+            inputs_embeds: see there.
+            decoder_inputs_embeds: see there.
+            labels: [B, T] int64, -100 where there is no label.
+            use_cache: see there; False with labels unless asked for.
+            **kwargs: `num_items_in_batch`: divide the summed loss by it instead of by the number of labels.
+
+        Returns:
+            `loss` (cross-entropy, nats per token, scalar), `logits` [B, T, V], `past_key_values`,
+            `encoder_last_hidden_state`. With return_dict=False a tuple without the missing ones.
+        """
+        if labels is not None:
+            use_cache = bool(use_cache)
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        return_dict = kwargs.pop("return_dict", True)
+        outputs = self.model(
+            input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, encoder_outputs, past_key_values,
+            inputs_embeds, decoder_inputs_embeds, use_cache,
+        )  # fmt: skip
+        logits = self.lm_head(outputs.last_hidden_state)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
+            loss = loss / kwargs.get("num_items_in_batch", (labels != -100).sum())
+        result = Seq2SeqLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+        )
+        return result if return_dict else result.to_tuple()
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        if model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False:
+            return
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            raise ValueError(
+                f"cache_implementation={generation_config.cache_implementation!r} is not for convolutional decoders, "
+                "whose state has a fixed size already: leave it out"
+            )
+        model_kwargs["past_key_values"] = make_cache(self.config.decoder_mixer, self.config.decoder_layers)
+
+
+def source_mask(config: LightConvConfig, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
+    """The mask given, or one that is nonzero at tokens other than padding."""
+    if attention_mask is None and input_ids is not None:
+        return (input_ids != config.pad_token_id).long()
+    return attention_mask
