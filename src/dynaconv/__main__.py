@@ -1,0 +1,6 @@
+"""`python -m dynaconv`."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Byte-pair encoding, trained with `tokenizers` and kept as Hugging Face tokenizers."""
+
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from .config import TokenizerConfig
+from .corpus import ParallelText
+
+SPECIAL_TOKENS = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}  # ids 0 to 3
+BOS, PAD, EOS, UNK = range(4)
+
+
+def train_tokenizers(
+    text: ParallelText, config: TokenizerConfig
+) -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
+    """Learn a vocabulary for each language, or one for both.
+
+    Returns:
+        (source, target); the same object where they share a vocabulary. `tokenizer(text)` ends with `</s>`.
+
+    Raises:
+        ValueError: the vocabulary is too small for the alphabet of the text.
+    """
+    if config.joint:
+        joint = _train(text.source + text.target, config)
+        return joint, joint
+    return _train(text.source, config), _train(text.target, config)
+
+
+def save_tokenizers(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, directory: Path) -> None:
+    """Write the tokenizers of a model: into its folder, or two folders in it where they differ."""
+    if source is target:
+        source.save_pretrained(directory)
+    else:
+        source.save_pretrained(directory / "source_tokenizer")
+        target.save_pretrained(directory / "target_tokenizer")
+
+
+def load_tokenizers(directory: Path) -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
+    """Read what :func:`save_tokenizers` wrote.
+
+    Raises:
+        FileNotFoundError: no tokenizer there.
+    """
+    if (directory / "source_tokenizer").is_dir():
+        source, target = (
+            PreTrainedTokenizerFast.from_pretrained(directory / f"{side}_tokenizer") for side in ("source", "target")
+        )
+        return source, target
+    if not (directory / "tokenizer.json").is_file():
+        raise FileNotFoundError(f"no tokenizer in {directory} (tokenizer.json, or source_tokenizer and target_tokenizer)")
+    joint = PreTrainedTokenizerFast.from_pretrained(directory)
+    return joint, joint
+
+
+def _train(lines: list[str], config: TokenizerConfig) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))  # noqa: S106
+    steps = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    if config.lowercase:
+        steps.append(normalizers.Lowercase())
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    # Letters, each digit and each run of other signs apart: "lib64-dev)." must not become one token.
+    pieces = pre_tokenizers.Split(Regex(r"▁?\p{L}[\p{L}\p{M}]*|▁?\p{N}|▁?[^\p{L}\p{N}▁]|▁"), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(split=False), pieces])
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size, special_tokens=list(SPECIAL_TOKENS.values()), limit_alphabet=config.vocab_size // 4
+    )
+    tokenizer.train_from_iterator(lines, trainer, length=len(lines))
+    alphabet = sum(len(token) == 1 for token in tokenizer.get_vocab())
+    if tokenizer.get_vocab_size() > config.vocab_size or alphabet > config.vocab_size // 2:
+        raise ValueError(
+            f"tokenizer.vocab_size {config.vocab_size} is too small: the text has {alphabet} different characters"
+        )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", EOS)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, padding_side="right", clean_up_tokenization_spaces=False, **SPECIAL_TOKENS
+    )

@@ -1,0 +1,1 @@
+"""Machine translation with the networks of the 2019 paper."""

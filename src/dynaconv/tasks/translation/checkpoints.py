@@ -1,0 +1,65 @@
+"""Checkpoints that are whole or not there, and their average."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+WEIGHTS = "model.safetensors"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first. A folder has this name only once it is complete."""
+    found = [(int(match[1]), path) for path in directory.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of updates behind a checkpoint."""
+    match = _NAME.fullmatch(checkpoint.name)
+    if match is None:
+        raise ValueError(f"{checkpoint} is not named checkpoint-STEP")
+    return int(match[1])
+
+
+def publish(staged: Path, final: Path) -> None:
+    """Give a written checkpoint its name in one step, after everything in it has reached the disk."""
+    for path in [*staged.rglob("*"), staged]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    if final.exists():
+        shutil.rmtree(final)
+    staged.rename(final)
+
+
+def keep_last(directory: Path, count: int) -> None:
+    """Delete all but the last `count` checkpoints."""
+    for path in checkpoints(directory)[:-count]:
+        # A name of its own first: a folder that is half deleted must not count as a checkpoint.
+        doomed = path.with_name(f"deleting-{path.name}")
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def average_weights(paths: list[Path]) -> dict[str, Tensor]:
+    """The mean of the weights of some checkpoints, summed in fp32, in the dtype of the last (Wu et al. 2019, section 6)."""
+    last = load_file(paths[-1] / WEIGHTS)
+    total = {name: tensor.float() for name, tensor in last.items()}
+    for path in paths[:-1]:
+        for name, tensor in load_file(path / WEIGHTS).items():
+            total[name] += tensor.float()
+    return {name: (total[name] / len(paths)).to(tensor.dtype) for name, tensor in last.items()}
+
+
+def save_averaged(paths: list[Path], destination: Path) -> None:
+    """Write the average of some checkpoints to a safetensors file, in one step."""
+    partial = destination.with_suffix(".partial")
+    save_file(average_weights(paths), partial, metadata={"format": "pt"})
+    partial.rename(destination)

@@ -1,0 +1,172 @@
+"""The Hugging Face trainer with batches by token count, exact losses, BLEU, and checkpoints that are whole or absent."""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, ProgressCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments
+
+from ...data.batching import Seq2SeqCollator, TokenBatchSampler
+from ...data.dataset import PairDataset
+from .checkpoints import keep_last, publish
+
+logger = logging.getLogger("dynaconv")
+
+
+class TokenLoss:
+    """Cross-entropy with label smoothing, (1 - e) nll + e / V sum_v -log p_v, averaged over target tokens."""
+
+    def __init__(self, label_smoothing: float):
+        self.label_smoothing = label_smoothing
+
+    def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Logits [B, T, V] and labels [B, T], -100 where there is none, to a scalar (nats per token)."""
+        loss = F.cross_entropy(
+            outputs.logits.float().flatten(0, 1), labels.flatten(), reduction="sum", label_smoothing=self.label_smoothing
+        )
+        return loss / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+class TranslationTrainer(Seq2SeqTrainer):
+    """Trains on batches of about `max_tokens` tokens and evaluates by loss per token and BLEU.
+
+    Args:
+        max_tokens: batch size of one device, longest side x sentences.
+        label_smoothing: of the training loss; the validation loss has none.
+        bleu: called with nothing to translate validation sentences and score them; None: no BLEU.
+        keep: number of checkpoints to keep.
+        save_tokenizers: writes the tokenizers into a checkpoint folder.
+        **kwargs: for `Seq2SeqTrainer`; datasets are :class:`~dynaconv.data.dataset.PairDataset`.
+    """
+
+    args: Seq2SeqTrainingArguments
+
+    def __init__(
+        self,
+        *,
+        max_tokens: int,
+        label_smoothing: float,
+        bleu: Callable[[], float] | None,
+        keep: int,
+        save_tokenizers: Callable[[Path], None],
+        **kwargs: Any,
+    ):
+        super().__init__(
+            compute_loss_func=TokenLoss(label_smoothing),
+            data_collator=Seq2SeqCollator(),
+            **kwargs,
+        )
+        for default in (ProgressCallback, PrinterCallback):
+            self.remove_callback(default)
+        self.add_callback(ConsoleCallback())
+        self.max_tokens, self.bleu, self.keep, self.save_tokenizers = max_tokens, bleu, keep, save_tokenizers
+        self._staging: Path | None = None
+        self._tokens, self._since = 0, time.perf_counter()
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches by token count, in an order that only the seed and the epoch decide."""
+        return self.accelerator.prepare(self._loader(self.train_dataset, shuffle=True))
+
+    def _loader(self, dataset: PairDataset, shuffle: bool) -> DataLoader:
+        sampler = TokenBatchSampler(
+            dataset.source_lengths, dataset.target_lengths, self.max_tokens, shuffle=shuffle, seed=self.args.seed,
+            multiple_of=self.args.world_size * self.args.gradient_accumulation_steps if shuffle else 1,
+        )  # fmt: skip
+        # A generator of its own: the loader draws from it, and a resumed run must see the global one untouched.
+        return DataLoader(
+            dataset, batch_sampler=sampler, collate_fn=self.data_collator, generator=torch.Generator(),
+            num_workers=self.args.dataloader_num_workers, pin_memory=self.args.device.type == "cuda",
+        )  # fmt: skip
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Tensor | int | None]:
+        """Also count target tokens, for tokens per second."""
+        samples, items = super().get_batch_samples(*args, **kwargs)
+        self._tokens += int(items or 0)
+        return samples, items
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Also log target tokens per second since the last training log."""
+        if "loss" in logs:
+            now = time.perf_counter()
+            logs["tokens_per_second"] = round(self._tokens / (now - self._since), 1)
+            self._tokens, self._since = 0, now
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Validation loss in nats per target token, without label smoothing, and BLEU of greedy translations."""
+        started = time.perf_counter()
+        self.model.eval()
+        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        loss = TokenLoss(0.0)
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        for i, batch in enumerate(self._loader(self.eval_dataset, shuffle=False)):
+            if i % world == rank:
+                batch = self._prepare_inputs(batch)
+                labels = batch.pop("labels")
+                with self.compute_loss_context_manager():
+                    total[0] += loss(self.model(**batch, use_cache=False), labels, 1).double()
+                total[1] += (labels != -100).sum()
+        total = self.accelerator.reduce(total)
+        metrics = {"eval_loss": (total[0] / total[1]).item()}
+        if self.bleu is not None:
+            metrics["eval_bleu"] = round(self.bleu(), 2)
+        self.model.train()
+        self._since += time.perf_counter() - started
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or self.args.output_dir)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint under another name and rename it when it is complete; go on without it on a full disk."""
+        directory = Path(self.args.output_dir)
+        self._staging = directory / "incomplete"
+        name = f"checkpoint-{self.state.global_step}"
+        try:
+            if self.is_world_process_zero():
+                shutil.rmtree(self._staging, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                self.save_tokenizers(self._staging / name)
+                publish(self._staging / name, directory / name)
+                shutil.rmtree(self._staging)
+                keep_last(directory, self.keep)
+            self.accelerator.wait_for_everyone()
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if self.accelerator.num_processes > 1:
+                raise
+            shutil.rmtree(self._staging, ignore_errors=True)
+            logger.error(
+                "%s could not be written (%s): free some disk space; training goes on, earlier checkpoints are intact",
+                name, error,
+            )  # fmt: skip
+        finally:
+            self._staging = None
+
+
+class ConsoleCallback(ProgressCallback):
+    """A progress bar, with one readable line per log above it."""
+
+    _FORMATS = {  # noqa: RUF012
+        "loss": "loss {:.3f}", "learning_rate": "lr {:.2e}", "tokens_per_second": "{:,.0f} target tokens/s",
+        "eval_loss": "validation loss {:.3f}", "eval_bleu": "BLEU {:.2f}",
+    }  # fmt: skip
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Print what changed."""
+        parts = [form.format(logs[name]) for name, form in self._FORMATS.items() if name in (logs or {})]
+        if state.is_world_process_zero and self.training_bar is not None and parts:
+            self.training_bar.write(f"step {state.global_step:>6}  " + "  ".join(parts))

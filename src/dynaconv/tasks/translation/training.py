@@ -1,0 +1,167 @@
+"""`dynaconv train`: from a recipe to a trained model in a run folder."""
+
+import dataclasses
+import json
+import logging
+import platform
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import Seq2SeqTrainingArguments, set_seed
+from transformers.trainer_utils import SchedulerType
+
+from ... import __version__
+from ...data.dataset import PreparedCorpus, prepare
+from ...data.tokenizer import save_tokenizers
+from ...models import LightConvConfig, LightConvForConditionalGeneration
+from .checkpoints import WEIGHTS, checkpoints, save_averaged, step_of
+from .evaluation import bleu_score
+from .plots import plot_curves
+from .recipe import Recipe, differences, load_recipe, save_recipe
+from .trainer import TranslationTrainer
+from .translator import Translator
+
+logger = logging.getLogger("dynaconv")
+
+
+def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Path:
+    """Train a translation model.
+
+    The run folder receives `recipe.yaml` (resolved), `versions.json`, the tokenizers, the held-out text (`valid.tsv`,
+    `test.tsv`), TensorBoard logs, the last checkpoints, `curves.png`, `history.json`, and at the end the model itself,
+    the average of the last checkpoints: `from_pretrained(run)` and `dynaconv translate RUN` read it.
+
+    Args:
+        recipe: what to train, on what, and how.
+        run: folder of the run.
+        resume: go on from the last checkpoint in `run`. The result is the same as without the interruption.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ValueError: the folder holds a run and `resume` is False, or the run was started with another recipe.
+    """
+    _check_run(recipe, run, resume)
+    corpus = prepare(recipe.data, recipe.tokenizer)
+    set_seed(recipe.train.seed)
+    model = LightConvForConditionalGeneration(_model_config(recipe, corpus))
+    trainer = _make_trainer(recipe, run, corpus, model)
+    if trainer.is_world_process_zero():
+        _write_preamble(recipe, run, corpus, model)
+    trainer.accelerator.wait_for_everyone()
+
+    found = checkpoints(run)
+    if not found or step_of(found[-1]) < recipe.train.max_steps:
+        trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
+        found = checkpoints(run)
+        if not found or step_of(found[-1]) < recipe.train.max_steps:
+            raise OSError(f"the last checkpoint of {run} is missing: free some disk space, then repeat with --resume")
+        if trainer.is_world_process_zero():
+            history = trainer.state.log_history
+            (run / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
+            plot_curves({run.name: history}, run / "curves.png")
+    if trainer.is_world_process_zero():
+        save_averaged(found[-recipe.train.average_last :], run / WEIGHTS)
+    trainer.accelerator.wait_for_everyone()
+    return run
+
+
+def _check_run(recipe: Recipe, run: Path, resume: bool) -> None:
+    saved = run / "recipe.yaml"
+    if not saved.exists():
+        if run.exists() and any(run.iterdir()):
+            raise ValueError(f"{run} is not empty and holds no run: choose another --output")
+        return
+    if not resume:
+        raise ValueError(f"{run} already holds a run: add --resume to go on with it, or choose another --output")
+    changed = differences(load_recipe(saved), recipe)
+    if changed:
+        raise ValueError(f"{run} was started with another recipe ({'; '.join(changed)}): undo that, or use another --output")
+
+
+def _model_config(recipe: Recipe, corpus: PreparedCorpus) -> LightConvConfig:
+    joint = corpus.source_tokenizer is corpus.target_tokenizer
+    overrides = recipe.model.overrides()
+    if not joint and overrides.get("share_embeddings") == "all":
+        raise ValueError("model.share_embeddings all needs one vocabulary: set tokenizer.joint true, or share less")
+    return LightConvConfig.from_preset(
+        recipe.model.preset,
+        **({} if joint else {"share_embeddings": "none", "source_vocab_size": len(corpus.source_tokenizer)})
+        | {"vocab_size": len(corpus.target_tokenizer)}
+        | overrides,
+    )
+
+
+def _make_trainer(
+    recipe: Recipe, run: Path, corpus: PreparedCorpus, model: LightConvForConditionalGeneration
+) -> TranslationTrainer:
+    options = recipe.train
+    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() if options.precision == "auto" else options.precision == "bf16"
+    cosine = options.schedule == "cosine"
+    args = Seq2SeqTrainingArguments(
+        output_dir=str(run),
+        max_steps=options.max_steps,
+        gradient_accumulation_steps=options.accumulation,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type=SchedulerType.COSINE_WITH_MIN_LR if cosine else SchedulerType.INVERSE_SQRT,
+        lr_scheduler_kwargs={"min_lr": options.min_learning_rate} if cosine else {},
+        warmup_steps=options.warmup_steps,
+        weight_decay=options.weight_decay,
+        adam_beta2=0.98,
+        max_grad_norm=options.clip_norm,
+        bf16=bf16,
+        seed=options.seed,
+        logging_steps=options.log_steps,
+        eval_strategy="steps",
+        eval_steps=options.eval_steps,
+        save_strategy="steps",
+        save_steps=options.save_steps,
+        report_to=["tensorboard"],
+        label_names=["labels"],
+        remove_unused_columns=False,
+        # Every process sees the same number of batches: TokenBatchSampler sees to it.
+        accelerator_config={"even_batches": False},
+    )
+    text = corpus.text["valid"]
+    count = min(options.eval_sentences, len(text.source))
+
+    def bleu() -> float:
+        translator = Translator(model, corpus.source_tokenizer, corpus.target_tokenizer)
+        return bleu_score(translator.translate_distributed(text.source[:count]), text.target[:count])
+
+    return TranslationTrainer(
+        model=model,
+        args=args,
+        train_dataset=corpus.train,
+        eval_dataset=corpus.valid,
+        max_tokens=options.max_tokens,
+        label_smoothing=options.label_smoothing,
+        bleu=bleu if count else None,
+        keep=max(1, options.average_last),
+        save_tokenizers=lambda folder: save_tokenizers(corpus.source_tokenizer, corpus.target_tokenizer, folder),
+    )
+
+
+def _write_preamble(recipe: Recipe, run: Path, corpus: PreparedCorpus, model: LightConvForConditionalGeneration) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    save_recipe(recipe, run / "recipe.yaml")
+    versions = {
+        "dynaconv": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
+        "python": platform.python_version(), "platform": platform.platform(), "command": sys.argv,
+    }  # fmt: skip
+    (run / "versions.json").write_text(json.dumps(versions, indent=1), encoding="utf-8")
+    model.config.save_pretrained(run)
+    model.generation_config.save_pretrained(run)
+    save_tokenizers(corpus.source_tokenizer, corpus.target_tokenizer, run)
+    for split, text in corpus.text.items():
+        lines = (f"{source}\t{target}\n" for source, target in zip(text.source, text.target, strict=True))
+        (run / f"{split}.tsv").write_text("".join(lines), encoding="utf-8")
+    parameters = sum(p.numel() for p in model.parameters())
+    batches = dataclasses.asdict(recipe.train)
+    logger.info(
+        "%s: %s parameters, %s training pairs, %d updates of up to %d x %d tokens",
+        run, f"{parameters:,}", f"{len(corpus.train):,}", batches["max_steps"], batches["accumulation"], batches["max_tokens"],
+    )  # fmt: skip
