@@ -1,0 +1,107 @@
+"""Shared fixtures: NaN-poisoned allocations, a toy language pair, and a tiny trained model."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+# Before transformers is imported anywhere: tests run offline.
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false")
+torch.set_num_threads(2)
+
+NUMBERS = {"zwei": "two", "drei": "three", "vier": "four", "fünf": "five"}
+COLOURS = {"rote": "red", "blaue": "blue", "grüne": "green", "weiße": "white"}
+ANIMALS = {"Hunde": "dogs", "Katzen": "cats", "Vögel": "birds", "Pferde": "horses", "Mäuse": "mice"}
+VERBS = {"sehen": "see", "jagen": "chase", "hören": "hear", "suchen": "seek"}
+
+
+def toy_pairs(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Sentences such as "drei rote Hunde sehen zwei blaue Katzen" with their translations, all different."""
+    rng = random.Random(seed)
+    pairs: dict[str, str] = {}
+    while len(pairs) < count:
+        words = [rng.choice(list(kind.items())) for kind in (NUMBERS, COLOURS, ANIMALS, VERBS, NUMBERS, COLOURS, ANIMALS)]
+        pairs[" ".join(word for word, _ in words)] = " ".join(word for _, word in words)
+    return list(pairs.items())
+
+
+def write_tsv(path: Path, pairs: list[tuple[str, str]]) -> Path:
+    path.write_text("".join(f"{source}\t{target}\n" for source, target in pairs), encoding="utf-8")
+    return path
+
+
+def write_recipe(folder: Path, **sections: dict) -> Path:
+    """A recipe that trains a tiny model on toy pairs in seconds; sections override its values."""
+    recipe = {
+        "data": {"train": str(write_tsv(folder / "train.tsv", toy_pairs(600))), "valid_size": 40, "test_size": 40},
+        "tokenizer": {"vocab_size": 120},
+        "model": {
+            "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_kernel_sizes": [3, 5],
+            "decoder_kernel_sizes": [3, 5], "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "share_embeddings": "all",
+            "glu": True, "normalize_before": True,
+        },
+        "train": {
+            "max_steps": 300, "max_tokens": 500, "learning_rate": 0.01, "schedule": "cosine", "warmup_steps": 30,
+            "save_steps": 100, "eval_steps": 150, "eval_sentences": 20, "log_steps": 50, "average_last": 2,
+        },
+    }  # fmt: skip
+    for name, values in sections.items():
+        recipe[name].update(values)
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+def run_cli(*arguments: object, cache: Path, **options) -> subprocess.CompletedProcess:
+    """`dynaconv ARGUMENTS` in a process of its own."""
+    environment = {**os.environ, "DYNACONV_CACHE": str(cache)}
+    command = [sys.executable, "-m", "dynaconv", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False, **options)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory, cache) -> Path:
+    """The run folder of a model that has learned the toy language pair."""
+    folder = tmp_path_factory.mktemp("toy")
+    recipe = write_recipe(folder)
+    result = run_cli("train", recipe, "--output", folder / "run", cache=cache)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return folder / "run"
+
+
+@pytest.fixture
+def poisoned(monkeypatch) -> list[torch.Tensor]:
+    """Fresh memory holds NaN, inside guard zones of a sentinel; returns the whole buffers for `check_guards`."""
+    buffers: list[torch.Tensor] = []
+    original = torch.Tensor.new_empty
+
+    def new_empty(self, *size, **options):
+        size = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
+        count = int(torch.Size(size).numel())
+        buffer = original(self, count + 2 * GUARD, **options).fill_(SENTINEL)
+        buffers.append(buffer)
+        return buffer[GUARD : GUARD + count].fill_(float("nan")).view(*size)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
+    return buffers
+
+
+GUARD, SENTINEL = 64, 12345.0
+
+
+def check_guards(buffers: list[torch.Tensor]) -> None:
+    """No kernel wrote outside the buffers it was given, and at least one buffer was."""
+    assert buffers
+    for buffer in buffers:
+        assert (buffer[:GUARD] == SENTINEL).all()
+        assert (buffer[-GUARD:] == SENTINEL).all()
