@@ -16,8 +16,8 @@ Conventions, the same for every operator and implementation:
 """
 
 import contextlib
-import contextvars
 import importlib.util
+import threading
 from collections.abc import Iterator
 from typing import Literal
 
@@ -32,12 +32,18 @@ __all__ = ["backend", "dynamic_conv", "left_padding", "static_conv"]
 
 Padding = Literal["causal", "same"] | int
 _BACKENDS = ("reference", "cpu")
-_forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("dynaconv_backend", default=None)
+
+
+class _Forced(threading.local):
+    backend: str | None = None
+
+
+_forced = _Forced()
 
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Force an implementation inside a `with` block: "reference" (plain PyTorch) or "cpu" (Numba).
+    """Force an implementation inside a `with` block, in this thread: "reference" (plain PyTorch) or "cpu" (Numba).
 
     Without it, CPU tensors take the Numba kernels and everything else takes the reference.
 
@@ -46,11 +52,11 @@ def backend(name: str) -> Iterator[None]:
     """
     if name not in _BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}; got {name!r}")
-    token = _forced.set(name)
+    previous, _forced.backend = _forced.backend, name
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced.backend = previous
 
 
 def static_conv(
@@ -201,7 +207,7 @@ def _normalized(filters: Tensor, normalize: str | None) -> Tensor:
 
 def _kernel_is_usable(x: Tensor, filters: Tensor) -> bool:
     """Whether the Numba kernels serve these tensors; True or an error where they are forced."""
-    forced = _forced.get()
+    forced = _forced.backend
     if forced == "reference":
         return False
     if x.device.type != "cpu":
