@@ -297,6 +297,14 @@ class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixi
         )
         return result if return_dict else result.to_tuple()
 
+    def _prepare_text_encoder_decoder_kwargs_for_generation(
+        self, inputs_tensor: Tensor, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        # Later steps see the encoder's output only, and could not tell padding from tokens.
+        if model_kwargs.get("attention_mask") is None and not inputs_tensor.is_floating_point():
+            model_kwargs["attention_mask"] = source_mask(self.config, inputs_tensor, None)
+        return super()._prepare_text_encoder_decoder_kwargs_for_generation(inputs_tensor, model_kwargs, *args, **kwargs)
+
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:

@@ -140,7 +140,6 @@ class Translator:
             num_beams=beams,
             num_return_sequences=nbest,
             length_penalty=length_penalty,
-            early_stopping=beams > 1,
             do_sample=False,
             max_new_tokens=min(2 * longest + 20, self.model.config.max_target_positions - 1),
             return_dict_in_generate=True,
