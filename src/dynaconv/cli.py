@@ -71,6 +71,8 @@ class Evaluate:
     """Write scores, signatures and speed here."""
     hypotheses: Path | None = None
     """Write the translations here, one per line."""
+    samples: int = 0
+    """Show this many sentences with reference and translation."""
     device: str | None = None
 
 
@@ -165,9 +167,8 @@ def _train(arguments: list[str]) -> None:
 
     train(run.recipe, run.output, resume=run.resume)
     print(
-        f"\nmodel       {run.output}\ncurves      {run.output / 'curves.png'}\n"
-        f"next        dynaconv evaluate {run.output} {run.output / 'test.tsv'}\n"
-        f"            dynaconv translate {run.output} < TEXT"
+        f"model   {run.output}\ncurves  {run.output / 'curves.png'}\n"
+        f"next    dynaconv evaluate {run.output} {run.output / 'test.tsv'}"
     )
 
 
@@ -199,6 +200,6 @@ def _evaluate(arguments: list[str]) -> None:
     )  # fmt: skip
     evaluate_model(
         options.model, options.data, data, json_path=options.json, hypotheses_path=options.hypotheses,
-        device=options.device, beams=options.beams, length_penalty=options.length_penalty,
+        samples=options.samples, device=options.device, beams=options.beams, length_penalty=options.length_penalty,
         max_tokens=options.max_tokens, lowercase=options.lowercase, compound_split=options.compound_split,
     )  # fmt: skip

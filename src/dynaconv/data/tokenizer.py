@@ -1,5 +1,6 @@
 """Byte-pair encoding, trained with `tokenizers` and kept as Hugging Face tokenizers."""
 
+from collections import Counter
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -65,15 +66,18 @@ def _train(lines: list[str], config: TokenizerConfig) -> PreTrainedTokenizerFast
     pieces = pre_tokenizers.Split(Regex(r"▁?\p{L}[\p{L}\p{M}]*|▁?\p{N}|▁?[^\p{L}\p{N}▁]|▁"), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(split=False), pieces])
     tokenizer.decoder = decoders.Metaspace()
+    characters = Counter("".join(lines[:20000]))
+    common = sum(count > characters.total() / 10000 for count in characters.values())
+    limit = config.vocab_size // 3  # characters; rarer ones become <unk>
+    if common > limit:
+        raise ValueError(
+            f"tokenizer.vocab_size {config.vocab_size} is too small for text with {common} common characters: "
+            f"use at least {3 * common}, better thousands"
+        )
     trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size, special_tokens=list(SPECIAL_TOKENS.values()), limit_alphabet=config.vocab_size // 4
+        vocab_size=config.vocab_size, special_tokens=list(SPECIAL_TOKENS.values()), limit_alphabet=limit
     )
     tokenizer.train_from_iterator(lines, trainer, length=len(lines))
-    alphabet = sum(len(token) == 1 for token in tokenizer.get_vocab())
-    if tokenizer.get_vocab_size() > config.vocab_size or alphabet > config.vocab_size // 2:
-        raise ValueError(
-            f"tokenizer.vocab_size {config.vocab_size} is too small: the text has {alphabet} different characters"
-        )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", EOS)]
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ...data.config import DataConfig
 from ...data.corpus import read_parallel
@@ -33,20 +33,25 @@ def translate_files(model: Path, files: Sequence[Path], *, nbest: int, device: s
 
 
 def evaluate_model(
-    model: Path, spec: str, data: DataConfig, *, json_path: Path | None, hypotheses_path: Path | None,
+    model: Path, spec: str, data: DataConfig, *, json_path: Path | None, hypotheses_path: Path | None, samples: int,
     device: str | None, **options: Any,
 ) -> None:  # fmt: skip
-    """Score a model on a test set, print a table, and write JSON and translations where asked."""
+    """Score a model on a test set, print a table and samples, and write JSON and translations where asked."""
     text = read_parallel(spec, data)
     if not text.source:
         raise ValueError(f"{spec} has no sentences")
     result = evaluate(Translator.from_pretrained(model, device), text, language=data.target_lang, **options)
     hypotheses = result.pop("hypotheses")
-    table = Table("metric", "score", "signature", title=f"{model} on {spec}: {result['sentences']:,} sentences")
+    console = Console()
+    for source, reference, hypothesis in list(zip(*text, hypotheses, strict=True))[:samples]:
+        for label, line in (("source", source), ("reference", reference), ("translation", hypothesis)):
+            console.print(f"{label:<12} {line}", markup=False, highlight=False)
+        console.print()
+    table = Table("metric", "score", Column("signature", overflow="fold"), title=f"{model} on {spec}: {result['sentences']:,} sentences")
     for name, entry in result["scores"].items():
         table.add_row(name, f"{entry['score']:.2f}", entry["signature"])
     table.add_row("speed", f"{result['sentences_per_second']:.1f}", f"sentences/s, {options['beams']} beams")
-    Console().print(table)
+    console.print(table)
     if hypotheses_path is not None:
         hypotheses_path.write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8")
     if json_path is not None:

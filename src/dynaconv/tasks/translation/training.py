@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 import transformers
 from transformers import Seq2SeqTrainingArguments, set_seed
+from torch.utils.tensorboard import SummaryWriter
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import SchedulerType
 
 from ... import __version__
@@ -119,7 +121,7 @@ def _make_trainer(
         eval_steps=options.eval_steps,
         save_strategy="steps",
         save_steps=options.save_steps,
-        report_to=["tensorboard"],
+        report_to="none",  # TensorBoard is added below, to say where
         label_names=["labels"],
         remove_unused_columns=False,
         # Every process sees the same number of batches: TokenBatchSampler sees to it.
@@ -132,7 +134,7 @@ def _make_trainer(
         translator = Translator(model, corpus.source_tokenizer, corpus.target_tokenizer)
         return bleu_score(translator.translate_distributed(text.source[:count]), text.target[:count])
 
-    return TranslationTrainer(
+    trainer = TranslationTrainer(
         model=model,
         args=args,
         train_dataset=corpus.train,
@@ -143,6 +145,9 @@ def _make_trainer(
         keep=max(1, options.average_last),
         save_tokenizers=lambda folder: save_tokenizers(corpus.source_tokenizer, corpus.target_tokenizer, folder),
     )
+    if trainer.is_world_process_zero():
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(run / "tensorboard")))
+    return trainer
 
 
 def _write_preamble(recipe: Recipe, run: Path, corpus: PreparedCorpus, model: LightConvForConditionalGeneration) -> None:

@@ -1,0 +1,141 @@
+"""Training from the command line: what a run folder holds, resuming after a kill, a full disk, and mistakes."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from dynaconv.tasks.translation.checkpoints import checkpoints
+
+from ..conftest import run_cli, write_recipe
+
+SHORT = {"max_steps": 60, "save_steps": 10, "eval_steps": 30, "eval_sentences": 4, "warmup_steps": 10, "accumulation": 2}
+DROPOUT = {"dropout": 0.1, "weight_dropout": 0.1}
+
+
+def test_run_folder(toy_run):
+    names = {path.name for path in toy_run.iterdir()}
+    assert names >= {
+        "recipe.yaml", "versions.json", "history.json", "curves.png", "tensorboard", "config.json", "model.safetensors",
+        "tokenizer.json", "valid.tsv", "test.tsv", "checkpoint-200", "checkpoint-300",
+    }  # fmt: skip
+    assert not names & {"incomplete", "checkpoint-100"}
+    assert json.loads((toy_run / "versions.json").read_text())["torch"] == torch.__version__
+    history = json.loads((toy_run / "history.json").read_text())
+    assert any(entry.get("tokens_per_second", 0) > 0 for entry in history)
+    losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    assert losses[-1] < 0.5 < losses[0]
+    assert list((toy_run / "tensorboard").iterdir())
+
+
+def test_the_model_is_the_average_of_the_last_checkpoints(toy_run):
+    weights = [load_file(toy_run / name / "model.safetensors") for name in ("checkpoint-200", "checkpoint-300", "")]
+    for name, averaged in weights[2].items():
+        torch.testing.assert_close(averaged, (weights[0][name] + weights[1][name]) / 2)
+    assert AutoModelForSeq2SeqLM.from_pretrained(toy_run).config.encoder_mixer == "dynamic"
+    assert AutoTokenizer.from_pretrained(toy_run)("rote Hunde")["input_ids"][-1] == 2
+
+
+def start(recipe, run, cache, *options):
+    environment = {**os.environ, "DYNACONV_CACHE": str(cache)}
+    command = [sys.executable, "-m", "dynaconv", "train", str(recipe), "--output", str(run), *options]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_killed_five_times_ends_with_the_same_bits(tmp_path, cache):
+    recipe = write_recipe(tmp_path, train=SHORT, model=DROPOUT)
+    assert run_cli("train", recipe, "--output", tmp_path / "whole", cache=cache).returncode == 0
+    rng, killed, run = random.Random(0), 0, tmp_path / "killed"
+    for attempt in range(5):
+        process = start(recipe, run, cache, *["--resume"][: attempt > 0])
+        target = 10 * attempt + 5  # a step between two checkpoints, or while one is written
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            found = checkpoints(run)
+            if found and int(found[-1].name.split("-")[1]) >= target - 5 or attempt == 0 and (run / "recipe.yaml").exists():
+                break
+            time.sleep(0.02)
+        time.sleep(rng.random() * 1.5)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+    assert killed >= 4
+    result = run_cli("train", recipe, "--output", run, "--resume", cache=cache)
+    assert result.returncode == 0, result.stderr[-2000:]
+    for name in ("", "checkpoint-60"):
+        whole, resumed = (load_file(folder / name / "model.safetensors") for folder in (tmp_path / "whole", run))
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_other_seeds_give_other_bits(tmp_path, cache):
+    """The control for the test above: equality is not for free."""
+    weights = []
+    for seed in (1, 2):
+        recipe = write_recipe(tmp_path, train=SHORT | {"max_steps": 2, "save_steps": 2, "eval_steps": 5, "seed": seed})
+        assert run_cli("train", recipe, "--output", tmp_path / str(seed), cache=cache).returncode == 0
+        weights.append(load_file(tmp_path / str(seed) / "model.safetensors"))
+    assert not all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_interrupted_by_hand(tmp_path, cache):
+    recipe = write_recipe(tmp_path, train=SHORT | {"max_steps": 5000})
+    process = start(recipe, tmp_path / "run", cache)
+    while not checkpoints(tmp_path / "run") and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert checkpoints(tmp_path / "run")
+
+
+def test_full_disk(tmp_path, cache):
+    """No file may grow beyond the size of the tokenizer: a checkpoint cannot be written, and says so; then it can."""
+    recipe = write_recipe(tmp_path, train=SHORT | {"max_steps": 20, "eval_steps": 100})
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60000, resource.RLIM_INFINITY))  # noqa: E731
+    assert run_cli("data", recipe, cache=cache).returncode == 0
+    result = run_cli("train", recipe, "--output", tmp_path / "run", cache=cache, preexec_fn=limit)
+    assert result.returncode == 2
+    assert "checkpoint-10 could not be written" in result.stderr
+    assert "free some disk space" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert checkpoints(tmp_path / "run") == []
+    assert run_cli("train", recipe, "--output", tmp_path / "run", "--resume", cache=cache).returncode == 0
+
+
+def test_mistakes_lose_nothing(toy_run, tmp_path, cache):
+    before = (toy_run / "model.safetensors").read_bytes()
+    recipe = toy_run / "recipe.yaml"
+    cases = {
+        ("train", recipe, "--output", toy_run): "already holds a run: add --resume to go on with it",
+        ("train", recipe, "--output", toy_run, "--resume", "--train.seed", "9"): "train.seed: 1 -> 9",
+        ("train", recipe, "--output", tmp_path / "x", "--model.d_model", "30"): "must be divisible by encoder_heads",
+        ("train", recipe, "--output", tmp_path / "x", "--model.encoder_kernel_sizes", "3", "5", "7"): "got 3: [3, 5, 7]",
+        ("train", recipe, "--output", tmp_path / "x", "--train.max_tokens", "5"): "raise train.max_tokens",
+        ("train", tmp_path / "absent.yaml"): "no recipe",
+        ("trian",): "no command 'trian': there are train",
+    }  # fmt: skip
+    for arguments, message in cases.items():
+        result = run_cli(*arguments, cache=cache)
+        assert result.returncode == 2
+        assert message in result.stderr.splitlines()[-1], result.stderr
+        assert "Traceback" not in result.stderr
+    misspelt = run_cli("train", recipe, "--train.lerning_rate", "1", cache=cache)
+    assert misspelt.returncode == 2
+    assert "learning" in misspelt.stderr + misspelt.stdout
+    assert (toy_run / "model.safetensors").read_bytes() == before
+
+
+def test_resuming_a_finished_run_changes_nothing(toy_run, cache):
+    before = (toy_run / "model.safetensors").read_bytes()
+    assert run_cli("train", toy_run / "recipe.yaml", "--output", toy_run, "--resume", cache=cache).returncode == 0
+    assert (toy_run / "model.safetensors").read_bytes() == before

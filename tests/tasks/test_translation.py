@@ -1,0 +1,131 @@
+"""Translating and evaluating from the command line."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dynaconv.tasks.translation.evaluation import score
+from dynaconv.tasks.translation.translator import Translator, _batches
+
+from ..conftest import run_cli, toy_pairs
+
+
+@pytest.fixture(scope="module")
+def translator(toy_run):
+    return Translator.from_pretrained(toy_run, "cpu")
+
+
+def translate(toy_run, text, *options):
+    command = [sys.executable, "-m", "dynaconv", "translate", str(toy_run), "--device", "cpu", *options]
+    return subprocess.run(command, input=text, capture_output=True, env=dict(os.environ), timeout=120, check=False)
+
+
+def test_the_toy_language_is_learned(translator):
+    pairs = toy_pairs(50, seed=5)
+    found = translator.translate([source for source, _ in pairs])
+    correct = sum(best[0].text == target for best, (_, target) in zip(found, pairs, strict=True))
+    assert correct >= 45
+
+
+def test_lines_of_every_kind_in_order(toy_run):
+    known = [source for source, _ in toy_pairs(3, seed=6)]
+    lines = [known[0], "", "我喜欢猫", known[1], "rote Hunde " * 5000, "   ", known[2]]
+    result = translate(toy_run, "\n".join(lines).encode() + b"\nkaputt \xff\xfe\n")
+    assert result.returncode == 0, result.stderr
+    output = result.stdout.decode().split("\n")[:-1]
+    alone = translate(toy_run, "\n".join(known).encode()).stdout.decode().split("\n")
+    assert len(output) == 8
+    assert [output[0], output[3], output[6]] == alone[:3]
+    assert output[1] == output[5] == ""
+    assert len(output[4].split()) > 1000
+    messages = result.stderr.decode()
+    assert "line 3: " in messages
+    assert "tokens are unknown to the model" in messages
+    assert "line 5: 10001 tokens, translated in" in messages
+    assert "line 8: not valid UTF-8" in messages
+    assert "sentences/s" in messages
+
+
+def test_nbest(toy_run):
+    result = translate(toy_run, b"zwei rote Hunde sehen drei blaue Katzen\n\n", "--nbest", "2", "--beams", "3")
+    rows = [line.split("\t") for line in result.stdout.decode().splitlines()]
+    assert [row[0] for row in rows] == ["1", "1", "2", "2"]
+    assert float(rows[0][1]) >= float(rows[1][1])
+    assert rows[0][2] != rows[1][2]
+    assert translate(toy_run, b"x\n", "--nbest", "5").returncode == 2
+
+
+def test_scores_are_log_probabilities_per_token(translator):
+    """Beam search over one beam is greedy search; its score is the mean log-probability, as teacher forcing gives it."""
+    import torch
+
+    line = toy_pairs(1, seed=8)[0][0]
+    [[best]] = translator.translate([line], beams=1)
+    ids = torch.tensor([translator.source_tokenizer(line)["input_ids"]])
+    labels = torch.tensor([translator.target_tokenizer(best.text)["input_ids"]])
+    with torch.no_grad():
+        loss = translator.model(ids, labels=labels).loss.item()
+    assert best.score == pytest.approx(-loss, abs=1e-4)
+
+
+def test_batches_respect_their_cost():
+    lengths = [5, 30, 7, 7, 90, 1]
+    batches = _batches(lengths, 60)
+    assert sorted(i for batch in batches for i in batch) == list(range(6))
+    assert all(len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= 60 for batch in batches)
+
+
+def test_files_and_missing_models(toy_run, tmp_path, cache):
+    (tmp_path / "a.txt").write_text("zwei rote Hunde sehen drei blaue Katzen\n")
+    result = run_cli("translate", toy_run, tmp_path / "a.txt", tmp_path / "a.txt", cache=cache)
+    first, second = result.stdout.splitlines()
+    assert first == second
+    for arguments, message in {
+        (tmp_path / "absent",): f"no model in {tmp_path / 'absent'}",
+        (toy_run, tmp_path / "absent.txt"): "absent.txt",
+        (toy_run, "--beams", "0"): "nbest must be in 1..beams",
+    }.items():
+        result = run_cli("translate", *arguments, cache=cache, stdin=subprocess.DEVNULL)
+        assert result.returncode == 2
+        assert message in result.stderr.splitlines()[-1]
+        assert "Traceback" not in result.stderr
+
+
+def test_evaluate(toy_run, tmp_path, cache):
+    result = run_cli(
+        "evaluate", toy_run, toy_run / "test.tsv", "--json", tmp_path / "s.json", "--hypotheses", tmp_path / "h.txt",
+        "--samples", 2, cache=cache,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    record = json.loads((tmp_path / "s.json").read_text())
+    assert record["scores"]["BLEU"]["score"] > 80
+    assert "tok:13a" in record["scores"]["BLEU"]["signature"]
+    assert record["sentences"] == 40
+    assert len((tmp_path / "h.txt").read_text().splitlines()) == 40
+    assert "tokenized BLEU" in result.stdout
+    assert result.stdout.count("reference") == 2
+
+
+def test_scores():
+    references = ["The well-known cat sat on the mat.", "Dogs bark at night, too."]
+    same = score(references, references, language="en", compound_split=True)
+    assert {name: entry["score"] for name, entry in same.items()} == {"BLEU": 100, "chrF": 100, "tokenized BLEU": 100}
+    upper = [line.upper() for line in references]
+    assert score(upper, references, language="en", lowercase=True)["BLEU"]["score"] == 100
+    assert score(upper, references, language="en")["BLEU"]["score"] < 50
+
+
+@pytest.mark.parametrize("command", ["train", "translate", "evaluate", "data"])
+def test_help_shows_an_example(command, cache):
+    result = run_cli(command, "--help", cache=cache)
+    assert result.returncode == 0
+    assert "Example: " in " ".join(result.stdout.split())
+    assert f"dynaconv {command}" in result.stdout
+
+
+def test_usage(cache):
+    assert "dynaconv COMMAND --help" in run_cli(cache=cache).stdout
+    assert run_cli("--version", cache=cache).stdout.startswith("dynaconv 0.")
