@@ -25,7 +25,9 @@ def toy_pairs(count: int, seed: int = 0) -> list[tuple[str, str]]:
     rng = random.Random(seed)
     pairs: dict[str, str] = {}
     while len(pairs) < count:
-        words = [rng.choice(list(kind.items())) for kind in (NUMBERS, COLOURS, ANIMALS, VERBS, NUMBERS, COLOURS, ANIMALS)]
+        words = [
+            rng.choice(list(kind.items())) for kind in (NUMBERS, COLOURS, ANIMALS, VERBS, NUMBERS, COLOURS, ANIMALS)
+        ]
         pairs[" ".join(word for word, _ in words)] = " ".join(word for _, word in words)
     return list(pairs.items())
 

@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 from . import __version__
 
 if TYPE_CHECKING:
-    from .tasks.translation.recipe import Recipe
+    pass
 
 
 @dataclass
@@ -158,7 +158,9 @@ def _parse_recipe(command: str, description: str, arguments: list[str], run_opti
         """A YAML file, such as recipes/demo.yaml."""
         recipe: Annotated[Recipe, arg(name="")] = field(default_factory=lambda: recipe)
 
-    return tyro.cli(Run if run_options else Prepare, prog=f"dynaconv {command}", description=description, args=arguments)
+    return tyro.cli(
+        Run if run_options else Prepare, prog=f"dynaconv {command}", description=description, args=arguments
+    )
 
 
 def _train(arguments: list[str]) -> None:

@@ -41,7 +41,9 @@ def make_module(case, kind):
     else:
         query_dim = case["query"].shape[-1] if "query" in case else None
         biased = "weight_linear_bias" in case
-        module = DynamicConv(dim, width, heads, bias="conv_bias" in case, query_dim=query_dim, filter_bias=biased, **options)
+        module = DynamicConv(
+            dim, width, heads, bias="conv_bias" in case, query_dim=query_dim, filter_bias=biased, **options
+        )
         values = {"filter_proj.weight": case["weight_linear_weight"], "bias": case.get("conv_bias")}
         values["filter_proj.bias"] = case.get("weight_linear_bias")
     module.load_state_dict({name: value for name, value in values.items() if value is not None})

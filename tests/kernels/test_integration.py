@@ -25,7 +25,9 @@ ARGUMENTS = {
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_opcheck(name):
-    inputs = [a.clone().requires_grad_(name.endswith("conv")) if isinstance(a, torch.Tensor) else a for a in ARGUMENTS[name]]
+    inputs = [
+        a.clone().requires_grad_(name.endswith("conv")) if isinstance(a, torch.Tensor) else a for a in ARGUMENTS[name]
+    ]
     torch.library.opcheck(getattr(library, name), tuple(inputs))
 
 
@@ -42,7 +44,9 @@ def test_compile_without_graph_breaks(kind):
         expected, actual = block(x, f), compiled(x, f)
         torch.testing.assert_close(actual, expected)
         grad = torch.randn_like(expected)
-        for a, b in zip(torch.autograd.grad(actual, (x, f), grad), torch.autograd.grad(expected, (x, f), grad), strict=True):
+        for a, b in zip(
+            torch.autograd.grad(actual, (x, f), grad), torch.autograd.grad(expected, (x, f), grad), strict=True
+        ):
             torch.testing.assert_close(a, b)
 
 
@@ -57,7 +61,9 @@ def test_function_transforms_take_the_reference(kind):
     torch.testing.assert_close(torch.func.grad(loss)(x, f), torch.autograd.grad(loss(leaf, f), leaf)[0])
     tangent = torch.randn_like(x)
     exact = (OPERATORS[kind](x + 1e-6 * tangent, f) - OPERATORS[kind](x, f)) / 1e-6
-    torch.testing.assert_close(torch.func.jvp(lambda x: OPERATORS[kind](x, f), (x,), (tangent,))[1], exact, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        torch.func.jvp(lambda x: OPERATORS[kind](x, f), (x,), (tangent,))[1], exact, rtol=1e-4, atol=1e-6
+    )
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x, tangent)
         forward = torch.autograd.forward_ad.unpack_dual(OPERATORS[kind](dual, f)).tangent

@@ -22,7 +22,9 @@ def cases(draw):
     width = draw(st.sampled_from([1, 2, 3, 4, 5, 8, 9, 16, 31]))
     sizes = draw(st.sampled_from([0, 1, 2, 3])), draw(st.sampled_from([0, 1, 2, 3, 7, 30, 50, 67]))
     padding = draw(st.one_of(st.sampled_from(["causal", "same"]), st.integers(0, width - 1)))
-    dtypes = draw(st.sampled_from([(d, d) for d in DTYPES] + [(torch.bfloat16, torch.float32), (torch.float32, torch.float16)]))
+    dtypes = draw(
+        st.sampled_from([(d, d) for d in DTYPES] + [(torch.bfloat16, torch.float32), (torch.float32, torch.float16)])
+    )
     return {
         "sizes": (*sizes, heads * channels, heads, width), "padding": padding, "dtypes": dtypes,
         "normalize": draw(st.sampled_from([None, "softmax"])), "seed": draw(st.integers(0, 2**16)),

@@ -73,7 +73,7 @@ def test_state_is_for_causal_inference():
     state = torch.zeros(2, 3, 12)
     with pytest.raises(ValueError, match="state is overwritten in place and carries no gradient"):
         dynaconv.dynamic_conv(x, filters, state=state)
-    with pytest.raises(ValueError, match='a state needs padding="causal".*\'same\''):
+    with pytest.raises(ValueError, match="a state needs padding=\"causal\".*'same'"):
         dynaconv.dynamic_conv(x, filters, padding="same", return_final_state=True)
     with pytest.raises(ValueError, match="either initial_state or state"):
         dynaconv.dynamic_conv(x.detach(), filters, state=state, initial_state=state)

@@ -34,7 +34,10 @@ def golden(request):
             for pattern, replacement in RENAMED:
                 key = re.sub(pattern, replacement, key)
             weights[key] = value.squeeze(1) if key.endswith("conv.weight") else value
-    shared = {"share_embeddings": "decoder", "source_vocab_size": len(weights["model.encoder.embeddings.tokens.weight"])}
+    shared = {
+        "share_embeddings": "decoder",
+        "source_vocab_size": len(weights["model.encoder.embeddings.tokens.weight"]),
+    }
     config = LightConvConfig(
         vocab_size=len(weights["model.decoder.embeddings.tokens.weight"]), d_model=32, encoder_layers=2, decoder_layers=2,
         encoder_kernel_sizes=[3, 7], decoder_kernel_sizes=[3, 7], encoder_heads=4, decoder_heads=4, encoder_ffn_dim=64,

@@ -69,7 +69,10 @@ def test_decoding_equals_teacher_forcing(mixer, variant):
 def test_decoder_prompts_padded_on_the_left(mixer):
     model, (ids, targets) = make_model(mixer=mixer), make_batch()
     mask = torch.ones_like(targets)
-    padded, padded_mask = torch.cat([torch.ones_like(targets[:, :3]), targets], 1), torch.cat([mask[:, :3] * 0, mask], 1)
+    padded, padded_mask = (
+        torch.cat([torch.ones_like(targets[:, :3]), targets], 1),
+        torch.cat([mask[:, :3] * 0, mask], 1),
+    )
     expected = model(ids, decoder_input_ids=targets, use_cache=False).logits
     actual = model(ids, decoder_input_ids=padded, decoder_attention_mask=padded_mask, use_cache=False).logits[:, 3:]
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
@@ -89,7 +92,9 @@ def test_source_padding_does_not_matter(mixer):
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-@pytest.mark.parametrize("options", [{"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.5}, {"num_beams": 1}])
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.5}, {"num_beams": 1}]
+)
 def test_generation_with_the_cache_equals_generation_without(mixer, options):
     for seed in range(3):
         model, (ids, _) = make_model(seed, mixer=mixer), make_batch(seed)

@@ -87,7 +87,9 @@ def test_errors(module):
 
 def test_query():
     layer, x = DynamicConv(8, 3, 2, query_dim=5), torch.randn(2, 4, 8)
-    with pytest.raises(ValueError, match=r"query must be given exactly where the module has a query_dim \(5\); none was given"):
+    with pytest.raises(
+        ValueError, match=r"query must be given exactly where the module has a query_dim \(5\); none was given"
+    ):
         layer(x)
     with pytest.raises(ValueError, match="one was given"):
         DynamicConv(8, 3, 2)(x, torch.randn(2, 4, 5))

@@ -4,7 +4,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dynaconv.tasks.translation.checkpoints import average_weights, checkpoints, keep_last, publish, save_averaged, step_of
+from dynaconv.tasks.translation.checkpoints import (
+    average_weights,
+    checkpoints,
+    keep_last,
+    publish,
+    save_averaged,
+    step_of,
+)
 
 
 def make(folder, step, value):

@@ -18,7 +18,14 @@ from dynaconv.tasks.translation.checkpoints import checkpoints
 
 from ..conftest import run_cli, write_recipe
 
-SHORT = {"max_steps": 60, "save_steps": 10, "eval_steps": 30, "eval_sentences": 4, "warmup_steps": 10, "accumulation": 2}
+SHORT = {
+    "max_steps": 60,
+    "save_steps": 10,
+    "eval_steps": 30,
+    "eval_sentences": 4,
+    "warmup_steps": 10,
+    "accumulation": 2,
+}
 DROPOUT = {"dropout": 0.1, "weight_dropout": 0.1}
 
 
@@ -62,7 +69,9 @@ def test_killed_five_times_ends_with_the_same_bits(tmp_path, cache):
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             found = checkpoints(run)
-            if found and int(found[-1].name.split("-")[1]) >= target - 5 or attempt == 0 and (run / "recipe.yaml").exists():
+            if (found and int(found[-1].name.split("-")[1]) >= target - 5) or (
+                attempt == 0 and (run / "recipe.yaml").exists()
+            ):
                 break
             time.sleep(0.02)
         time.sleep(rng.random() * 1.5)

@@ -1,6 +1,7 @@
 """Batches by token count."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,23 +31,30 @@ class TokenBatchSampler(Sampler[list[int]]):
     """
 
     def __init__(
-        self, source_lengths: np.ndarray, target_lengths: np.ndarray, max_tokens: int, *, shuffle: bool = True,
-        seed: int = 0, multiple_of: int = 1,
-    ):  # fmt: skip
+        self,
+        source_lengths: Sequence[int] | np.ndarray,
+        target_lengths: Sequence[int] | np.ndarray,
+        max_tokens: int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        multiple_of: int = 1,
+    ):
         if len(source_lengths) == 0:
             raise ValueError("there are no sentences to make batches of")
-        self.source_lengths, self.target_lengths = np.asarray(source_lengths), np.asarray(target_lengths)
-        longest = np.maximum(self.source_lengths, self.target_lengths)
-        if longest.max() > max_tokens:
+        self.target_lengths = np.asarray(target_lengths)
+        self.longer_lengths = np.maximum(source_lengths, target_lengths)
+        longest = self.longer_lengths.max()
+        if longest > max_tokens:
             raise ValueError(
-                f"a sentence has {longest.max()} tokens but a batch may have {max_tokens}: raise train.max_tokens, "
-                "or lower data.max_words"
+                f"a sentence has {longest} tokens but a batch may have {max_tokens}: raise train.max_tokens, or drop "
+                "long sentences (of the training text: lower data.max_words)"
             )
-        self.max_tokens, self.shuffle, self.seed, self.multiple_of, self.epoch = max_tokens, shuffle, seed, multiple_of, 0
+        self.shuffle, self.seed, self.multiple_of, self.epoch = shuffle, seed, multiple_of, 0
         # Where batches begin depends on the sorted lengths only, so every epoch has the same number of them.
         self._starts = [0]
-        for i, length in enumerate(longest[self._order(None)]):
-            # Sorted by the longer side, so that the last sentence of a batch sets its cost.
+        for i, length in enumerate(np.sort(self.longer_lengths).tolist()):
+            # The last sentence of a batch is the longest and sets its cost.
             if length * (i - self._starts[-1] + 1) > max_tokens:
                 self._starts.append(i)
 
@@ -66,22 +74,27 @@ class TokenBatchSampler(Sampler[list[int]]):
 
     def _order(self, rng: np.random.Generator | None) -> np.ndarray:
         """Indices by longer side, then by target length, ties in random order."""
-        ties = np.arange(len(self.source_lengths)) if rng is None else rng.random(len(self.source_lengths))
-        return np.lexsort((ties, self.target_lengths, np.maximum(self.source_lengths, self.target_lengths)))
+        count = len(self.longer_lengths)
+        ties = np.arange(count) if rng is None else rng.random(count)
+        return np.lexsort((ties, self.target_lengths, self.longer_lengths))
 
 
 class Seq2SeqCollator:
-    """Pairs of token ids to a batch: `input_ids`, `attention_mask`, `labels`, `decoder_input_ids`, [B, T] int64 each."""
+    """Pairs of token ids to a batch: `input_ids`, `attention_mask`, `decoder_input_ids`, `labels`, [B, T] int64."""
 
-    def __call__(self, pairs: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
-        """Pad on the right; decoder inputs are the labels shifted right, starting with the end of sentence."""
-        sources, labels = ([torch.from_numpy(pair[key].astype(np.int64)) for pair in pairs] for key in ("input_ids", "labels"))
-        input_ids = pad_sequence(sources, batch_first=True, padding_value=PAD)
-        targets = pad_sequence(labels, batch_first=True, padding_value=PAD)
-        shifted = torch.cat([torch.full_like(targets[:, :1], EOS), targets[:, :-1]], dim=1)
+    def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Pad on the right; decoder inputs are the labels shifted right, starting with the end of sentence.
+
+        Args:
+            pairs: {"input_ids": [S], "labels": [T]}, integers, as from a `PairDataset`.
+        """
+        sources, targets = (
+            [torch.from_numpy(np.asarray(pair[key], np.int64)) for pair in pairs] for key in ("input_ids", "labels")
+        )
+        padded = pad_sequence(targets, batch_first=True, padding_value=PAD)
         return {
-            "input_ids": input_ids,
-            "attention_mask": (input_ids != PAD).long(),
-            "decoder_input_ids": shifted,
-            "labels": targets.masked_fill(targets == PAD, NO_LABEL),
+            "input_ids": pad_sequence(sources, batch_first=True, padding_value=PAD),
+            "attention_mask": pad_sequence([torch.ones_like(source) for source in sources], batch_first=True),
+            "decoder_input_ids": torch.cat([torch.full_like(padded[:, :1], EOS), padded[:, :-1]], dim=1),
+            "labels": pad_sequence(targets, batch_first=True, padding_value=NO_LABEL),
         }

@@ -9,19 +9,20 @@ class DataConfig:
     """Parallel text: where it comes from, how it is cleaned and split."""
 
     format: Literal["tsv", "text", "huggingface", "debian"] = "tsv"
-    """tsv: one pair per line; text: two aligned files; huggingface: a dataset; debian: translated package descriptions."""
+    """tsv: a pair per line; text: two aligned files; huggingface: a dataset; debian: its package descriptions."""
     train: str | None = None
-    """tsv: FILE (also .gz, .bz2, .xz). text: PREFIX of PREFIX.de and PREFIX.en. huggingface: NAME[:CONFIG][@SPLIT]."""
+    """tsv: FILE (also .gz, .bz2, .xz). text: PREFIX of PREFIX.de and PREFIX.en. huggingface: NAME[:CONFIG][@SPLIT], or
+    a local file or folder. debian: none."""
     valid: str | None = None
-    """The same for the validation set; None: held out from the training text."""
+    """The same for the validation set (debian: a tsv file); None: held out from the training text."""
     test: str | None = None
-    """The same for the test set; None: held out from the training text."""
+    """The same for the test set (debian: a tsv file); None: held out from the training text."""
     source_lang: str = "de"
     target_lang: str = "en"
     source_column: int = 0
-    """Of a tsv file."""
+    """Of a tsv file, counted from 0."""
     target_column: int = 1
-    """Of a tsv file."""
+    """Of a tsv file, counted from 0."""
     valid_size: int = 1000
     """Pairs, where they are held out."""
     test_size: int = 1000
@@ -45,3 +46,4 @@ class TokenizerConfig:
     joint: bool = True
     """One vocabulary for both languages."""
     lowercase: bool = False
+    """Lower-case all text; translations come out in lower case."""

@@ -6,10 +6,11 @@ import json
 import logging
 import os
 import shutil
-import tempfile
+import uuid
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
@@ -20,7 +21,7 @@ from .tokenizer import load_tokenizers, save_tokenizers, train_tokenizers
 
 logger = logging.getLogger("dynaconv")
 
-_FORMAT = 1  # raise it whenever the same configuration would give other arrays
+_FORMAT = 2  # raise it whenever the same configuration would give other arrays
 _SPLITS = ("train", "valid", "test")
 _SIDES = ("source", "target")
 
@@ -28,20 +29,31 @@ _SIDES = ("source", "target")
 class PairDataset(Dataset):
     """Token ids of sentence pairs, each side ending with `</s>`, read from memory-mapped arrays.
 
-    Items are {"input_ids": [S], "labels": [T]}, unsigned integers. `source_lengths` and `target_lengths` are [N] int64.
+    Items are {"input_ids": [S], "labels": [T]}, uint16 (uint32 for vocabularies over 65,536). `source_lengths` and
+    `target_lengths` are [N] int32.
+
+    Args:
+        directory: of a :class:`PreparedCorpus`.
+        split: train, valid or test.
     """
 
     def __init__(self, directory: Path, split: str):
-        self._tokens = {side: np.load(directory / f"{split}.{side}.npy", mmap_mode="r") for side in _SIDES}
-        self._offsets = {side: np.load(directory / f"{split}.{side}.offsets.npy") for side in _SIDES}
-        self.source_lengths, self.target_lengths = (np.diff(self._offsets[side]) for side in _SIDES)
+        self._arguments = directory, split
+        self._tokens = [np.load(directory / f"{split}.{side}.npy", mmap_mode="r") for side in _SIDES]
+        self._offsets = [np.load(directory / f"{split}.{side}.offsets.npy", mmap_mode="r") for side in _SIDES]
+        self.source_lengths, self.target_lengths = (np.diff(offsets).astype(np.int32) for offsets in self._offsets)
+
+    def __reduce__(self) -> tuple:
+        # Pickled, a memory map would become a copy of the corpus in every spawned worker.
+        return PairDataset, self._arguments
 
     def __len__(self) -> int:
         return len(self.source_lengths)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         source, target = (
-            np.array(self._tokens[side][self._offsets[side][index] : self._offsets[side][index + 1]]) for side in _SIDES
+            np.array(tokens[offsets[index] : offsets[index + 1]])
+            for tokens, offsets in zip(self._tokens, self._offsets, strict=True)
         )
         return {"input_ids": source, "labels": target}
 
@@ -52,10 +64,12 @@ class PreparedCorpus:
 
     source_tokenizer: PreTrainedTokenizerFast
     target_tokenizer: PreTrainedTokenizerFast
+    """The same object as `source_tokenizer` where the languages share a vocabulary."""
     train: PairDataset
     valid: PairDataset
     test: PairDataset
     text: dict[str, ParallelText]
+    """{"valid", "test"}, in the order of the arrays."""
     directory: Path
 
 
@@ -69,7 +83,7 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, cache_dir: Path | None
     """Read, clean, split and tokenize parallel text, or find the result of an earlier call with the same input.
 
     The result lies in `cache_dir`/prepared, in a folder named by the configurations and by path, size and modification
-    time of the input files. It gets this name when it is complete.
+    time of the input files. It gets this name when it is complete. Of several processes one works, the others wait.
 
     Args:
         data: the text.
@@ -79,35 +93,45 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, cache_dir: Path | None
     Raises:
         ValueError: text that cannot be used, see :func:`dynaconv.data.corpus.load_parallel`.
         FileNotFoundError: no such file.
+        RuntimeError: a download failed.
     """
     cache_dir = cache_dir or cache_directory()
     final = cache_dir / "prepared" / _fingerprint(data, tokenizer)
     if not final.is_dir():
         final.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix="incomplete-", dir=final.parent))
-        try:
-            _write(load_parallel(data, cache_dir), tokenizer, staged)
-            try:
-                staged.rename(final)
-            except OSError:
-                if not final.is_dir():  # else another process was faster
-                    raise
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+        with FileLock(cache_dir / f"{final.name}.lock"):
+            if not final.is_dir():
+                _publish(data, tokenizer, cache_dir, final)
     text = {split: ParallelText(*json.loads((final / f"{split}.json").read_text("utf-8"))) for split in _SPLITS[1:]}
     train, valid, test = (PairDataset(final, split) for split in _SPLITS)
     source, target = load_tokenizers(final)
     return PreparedCorpus(source, target, train, valid, test, text, final)
 
 
+def _publish(data: DataConfig, tokenizer: TokenizerConfig, cache_dir: Path, final: Path) -> None:
+    """Write under another name, then rename; what a killed process left of an earlier attempt goes first."""
+    prefix = f"{final.name}.incomplete-"
+    for leftover in final.parent.glob(f"{prefix}*"):
+        shutil.rmtree(leftover)
+    staged = final.parent / f"{prefix}{uuid.uuid4().hex}"
+    staged.mkdir()
+    try:
+        _write(load_parallel(data, cache_dir), tokenizer, staged)
+        staged.rename(final)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
 def _fingerprint(data: DataConfig, tokenizer: TokenizerConfig) -> str:
     files = []
     for spec in filter(None, (data.train, data.valid, data.test)):
-        paths = [spec, f"{spec}.{data.source_lang}", f"{spec}.{data.target_lang}"]
-        for path in map(Path, paths):
-            if path.is_file():
-                stat = path.stat()
-                files.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+        for path in map(
+            Path, (spec, f"{spec}.{data.source_lang}", f"{spec}.{data.target_lang}", spec.partition("@")[0])
+        ):
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                if file.is_file():
+                    stat = file.stat()
+                    files.append([str(file.resolve()), stat.st_size, stat.st_mtime_ns])
     key = [_FORMAT, dataclasses.asdict(data), dataclasses.asdict(tokenizer), files]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
 
@@ -118,20 +142,23 @@ def _write(corpus: dict[str, ParallelText], config: TokenizerConfig, directory: 
     save_tokenizers(*tokenizers, directory)
     for split, text in corpus.items():
         for side, lines, tokenizer in zip(_SIDES, text, tokenizers, strict=True):
-            ids = _tokenize(lines, tokenizer, f"tokenizing {split} {side}")
-            lengths = [len(row) for row in ids]
-            dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-            np.save(directory / f"{split}.{side}.npy", np.concatenate([np.asarray(row, dtype) for row in ids]))
+            tokens, lengths = _tokenize(lines, tokenizer, f"tokenizing {split} {side}")
+            np.save(directory / f"{split}.{side}.npy", tokens)
             np.save(directory / f"{split}.{side}.offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
         if split != "train":
             (directory / f"{split}.json").write_text(json.dumps(text, ensure_ascii=False), encoding="utf-8")
 
 
-def _tokenize(lines: list[str], tokenizer: PreTrainedTokenizerFast, title: str) -> list[list[int]]:
-    ids: list[list[int]] = []
+def _tokenize(lines: list[str], tokenizer: PreTrainedTokenizerFast, title: str) -> tuple[np.ndarray, list[int]]:
+    """Ids of all lines one after the other, and the number of each line's."""
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    parts, lengths = [], []
     with tqdm(total=len(lines), desc=title, unit="line", disable=len(lines) < 50000) as bar:
         for start in range(0, len(lines), 10000):
-            chunk = lines[start : start + 10000]
-            ids += [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(chunk)]
-            bar.update(len(chunk))
-    return ids
+            rows = [
+                encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(lines[start : start + 10000])
+            ]
+            parts.append(np.concatenate([np.array(row, dtype) for row in rows]))
+            lengths += map(len, rows)
+            bar.update(len(rows))
+    return np.concatenate(parts), lengths

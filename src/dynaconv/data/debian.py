@@ -9,13 +9,42 @@ import logging
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
+
+from filelock import FileLock
 
 from .corpus import ParallelText
 
 logger = logging.getLogger("dynaconv")
 
 LANGUAGES = ("de", "fr", "it", "es")
+
+_ALIGNMENT = 2  # raise it whenever the same index files would give other pairs
+# Given with -c, this is read after the system's configuration: #clear removes what that has set (docker images ask for
+# no languages and for compressed lists). Translation files are the only index that is left to fetch.
+_APT_CONFIGURATION = """
+#clear Acquire::IndexTargets;
+#clear Acquire::Languages;
+#clear APT::Update;
+Acquire::IndexTargets::deb::Translations {{
+  MetaKey "$(COMPONENT)/i18n/Translation-$(LANGUAGE)";
+  ShortDescription "Translation-$(LANGUAGE)";
+  Description "$(RELEASE)/$(COMPONENT) Translation-$(LANGUAGE)";
+}};
+Acquire::Languages {{ "{language}"; "en"; }};
+Acquire::GzipIndexes "false";
+APT::Sandbox::User "root";
+Dir::State "{directory}";
+Dir::State::lists "{directory}/lists";
+Dir::State::status "{directory}/status";
+Dir::Cache "{directory}/cache";
+Dir::Cache::pkgcache "";
+Dir::Cache::srcpkgcache "";
+"""
+# After a sentence's last word or bracket, and before a capital letter.
+_SENTENCE_END = re.compile(r"(?<=[^\W\d_]{2}[.!?]|.[)\"”“»][.!?])\s+(?=[\"„«“¿¡]?[A-ZÀ-ÖØ-Þ])")
+_LIST_ITEM = re.compile(r" ([-*•+o]|\d+[.)]) ")
 
 
 def read_descriptions(source_lang: str, target_lang: str, cache: Path) -> ParallelText:
@@ -30,32 +59,41 @@ def read_descriptions(source_lang: str, target_lang: str, cache: Path) -> Parall
     other = target_lang if source_lang == "en" else source_lang
     if "en" not in (source_lang, target_lang) or other not in LANGUAGES:
         raise ValueError(f"data.format debian pairs en with {', '.join(LANGUAGES)}; got {source_lang}-{target_lang}")
-    stored = cache / f"descriptions.{other}-en.json"
-    if not stored.is_file():
-        files = _download(other, cache / "apt")
-        pairs = align_descriptions(files[other], files["en"], other)
-        partial = stored.with_suffix(".partial")
-        partial.write_text(json.dumps(pairs, ensure_ascii=False), encoding="utf-8")
-        partial.rename(stored)
+    cache.mkdir(parents=True, exist_ok=True)
+    stored = cache / f"descriptions-{_ALIGNMENT}.{other}-en.json"
+    with FileLock(cache / "lock"):
+        if not stored.is_file():
+            with tempfile.TemporaryDirectory(dir=cache) as directory:
+                files = _download(other, Path(directory).resolve())
+                pairs = align_descriptions(files[other], files["en"], other)
+                partial = Path(directory, stored.name)
+                partial.write_text(json.dumps(pairs, ensure_ascii=False), encoding="utf-8")
+                partial.rename(stored)
     pairs = json.loads(stored.read_text(encoding="utf-8"))
-    first, second = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    return ParallelText(second, first) if source_lang == "en" else ParallelText(first, second)
+    foreign, english = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    return ParallelText(english, foreign) if source_lang == "en" else ParallelText(foreign, english)
 
 
 def align_descriptions(foreign: list[Path], english: list[Path], language: str) -> list[tuple[str, str]]:
-    """Pairs (foreign, English) from `Translation-LANG` index files, in the order of the English ones.
+    """Unique pairs (foreign, English) from `Translation-LANG` index files, in the order of the English ones.
 
-    Descriptions share the md5 sum of the English text. Their summaries are a pair; so are their paragraphs where there
-    are equally many, and the sentences of two paragraphs where there are equally many.
+    Descriptions share the md5 sum of the English text. Where they have equally many paragraphs, summaries and
+    paragraphs are pairs; where two paragraphs have equally many sentences, these are. Lists and verbatim text are
+    left out.
+
+    Args:
+        foreign: uncompressed index files in `language`.
+        english: the same in English.
+        language: code of the foreign language.
     """
-    theirs: dict[str, str] = {}
+    translations: dict[str, str] = {}
     for path in foreign:
-        theirs.update(_parse(path, language))
+        translations.update(_parse(path, language))
     pairs: dict[tuple[str, str], None] = {}
     for path in english:
         for md5, text in _parse(path, "en").items():
-            if md5 in theirs:
-                a, b = _paragraphs(theirs[md5]), _paragraphs(text)
+            if md5 in translations:
+                a, b = _paragraphs(translations[md5]), _paragraphs(text)
                 if len(a) == len(b):
                     for left, right in zip(a, b, strict=True):
                         pairs.update(dict.fromkeys(_sentences(left, right)))
@@ -63,77 +101,69 @@ def align_descriptions(foreign: list[Path], english: list[Path], language: str) 
 
 
 def _download(language: str, directory: Path) -> dict[str, list[Path]]:
+    """Fetch index files into an empty directory: {language: files}."""
     if shutil.which("apt-get") is None:
-        raise ValueError("data.format debian needs apt-get, which this system does not have: use tsv, text or huggingface")
-    for folder in ("lists/partial", "cache/archives/partial"):
-        (directory / folder).mkdir(parents=True, exist_ok=True)
-    directory = directory.resolve()
+        raise ValueError(
+            "data.format debian needs apt-get, which this system does not have: use tsv, text or huggingface"
+        )
+    (directory / "lists" / "partial").mkdir(parents=True)
     (directory / "status").touch()
-    options = [
-        f"Dir::State={directory}", f"Dir::State::lists={directory}/lists", f"Dir::State::status={directory}/status",
-        f"Dir::Cache={directory}/cache", "Debug::NoLocking=1", "APT::Sandbox::User=",
-        f"Acquire::Languages={language},en", "APT::Update::Post-Invoke=", "APT::Update::Post-Invoke-Success=",
-        "Acquire::IndexTargets::deb::Packages::DefaultEnabled=false",
-        "Acquire::IndexTargets::deb-src::Sources::DefaultEnabled=false",
-        "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false",
-        "Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled=false",
-    ]  # fmt: skip
-    flags = [flag for option in options for flag in ("-o", option)]
+    configuration = directory / "apt.conf"
+    configuration.write_text(_APT_CONFIGURATION.format(language=language, directory=directory), encoding="utf-8")
     logger.info("fetching Debian's package descriptions (%s, en)", language)
-    _apt(["update", *flags])
-    listing = _apt(["indextargets", *flags, "--format", "$(CREATED_BY) $(LANGUAGE) $(FILENAME)"])
+    complaint = _apt("update", "-c", str(configuration)).stderr
+    listing = _apt(
+        "indextargets", "-c", str(configuration), "--format", "$(LANGUAGE) $(FILENAME)", "Created-By: Translations"
+    )
     found: dict[str, list[Path]] = {language: [], "en": []}
-    for line in listing.splitlines():
-        kind, code, path = line.split(" ", 2)
-        if kind == "Translations" and code in found and Path(path).is_file():
+    for line in listing.stdout.splitlines():
+        code, _, path = line.partition(" ")
+        if code in found and Path(path).is_file():
             found[code].append(Path(path))
     missing = [code for code, paths in found.items() if not paths]
     if missing:
-        raise ValueError(f"apt-get found no package descriptions in {', '.join(missing)}: check the system's apt sources")
+        # A server that does not answer is no error to `apt-get update`, only a complaint.
+        reason = f" ({complaint.strip().splitlines()[0]})" if complaint.strip() else ""
+        raise RuntimeError(
+            f"apt-get found no package descriptions in {', '.join(missing)}{reason}: check the network, and that the "
+            "system's apt sources name a Debian archive"
+        )
     return found
 
 
-def _apt(arguments: list[str]) -> str:
+def _apt(*arguments: str) -> subprocess.CompletedProcess[str]:
     result = subprocess.run(["apt-get", *arguments], capture_output=True, text=True, check=False)  # noqa: S603, S607
     if result.returncode:
-        lines = [line for line in result.stderr.splitlines() if line.startswith("E:")] or result.stderr.splitlines()
-        raise RuntimeError(f"apt-get {arguments[0]} failed: {lines[0] if lines else 'no message'}")
-    return result.stdout
+        lines = result.stderr.strip().splitlines() or ["no message"]
+        raise RuntimeError(f"apt-get {arguments[0]} failed: {lines[-1]}")
+    return result
 
 
 def _parse(path: Path, language: str) -> dict[str, str]:
-    """{md5 of the English description: description} of an index file, compressed or not."""
-    text = _read(path)
-    key, body = re.compile(r"^Description-md5: (\w+)$", re.M), re.compile(rf"^Description-{language}: (.*(?:\n .*)*)", re.M)
+    """{md5 of the English description: description} of an index file."""
+    key = re.compile(r"^Description-md5: (\w+)$", re.M)
+    body = re.compile(rf"^Description-{language}: (.*(?:\n .*)*)", re.M)
     found = {}
-    for stanza in text.split("\n\n"):
+    for stanza in path.read_text(encoding="utf-8").split("\n\n"):
         md5, description = key.search(stanza), body.search(stanza)
         if md5 and description:
             found[md5[1]] = description[1]
     return found
 
 
-def _read(path: Path) -> str:
-    if path.suffix in (".lz4", ".zst", ".xz", ".gz", ".bz2"):
-        helper = subprocess.run(["/usr/lib/apt/apt-helper", "cat-file", str(path)], capture_output=True, check=True)  # noqa: S603
-        return helper.stdout.decode("utf-8")
-    return path.read_text(encoding="utf-8")
-
-
 def _paragraphs(description: str) -> list[str]:
-    """The summary and the paragraphs; lists and verbatim text (indented lines) end a paragraph and are left out."""
+    """The summary and the paragraphs; list items and verbatim (indented) lines end a paragraph and are left out."""
     summary, *lines = description.split("\n")
-    paragraphs, current = [summary], []
+    paragraphs, current = [], []
     for line in [*lines, " ."]:
-        if line == " ." or line.startswith("  ") or re.match(r" [-*•o] ", line):
+        if line == " ." or line.startswith("  ") or _LIST_ITEM.match(line):
             paragraphs.append(" ".join(current))
             current = []
         else:
             current.append(line.strip())
-    return [paragraphs[0], *(p for p in paragraphs[1:] if p)]
+    return [summary, *filter(None, paragraphs)]
 
 
 def _sentences(left: str, right: str) -> list[tuple[str, str]]:
-    pattern = r"(?<=[a-zäöüß\)\"][.!?])\s+(?=[A-ZÄÖÜ])"
-    a, b = re.split(pattern, left), re.split(pattern, right)
+    a, b = _SENTENCE_END.split(left), _SENTENCE_END.split(right)
     return list(zip(a, b, strict=True)) if len(a) == len(b) else [(left, right)]

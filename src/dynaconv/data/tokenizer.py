@@ -18,8 +18,12 @@ def train_tokenizers(
 ) -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
     """Learn a vocabulary for each language, or one for both.
 
+    Characters beyond a third of the vocabulary, the rarest, become `<unk>`. A text with few different words may give
+    a smaller vocabulary than asked for.
+
     Returns:
-        (source, target); the same object where they share a vocabulary. `tokenizer(text)` ends with `</s>`.
+        (source, target); the same object where they share a vocabulary. `tokenizer(text)` ends with `</s>`. Text that
+        looks like a special token is text.
 
     Raises:
         ValueError: the vocabulary is too small for the alphabet of the text.
@@ -51,22 +55,29 @@ def load_tokenizers(directory: Path) -> tuple[PreTrainedTokenizerFast, PreTraine
         )
         return source, target
     if not (directory / "tokenizer.json").is_file():
-        raise FileNotFoundError(f"no tokenizer in {directory} (tokenizer.json, or source_tokenizer and target_tokenizer)")
+        raise FileNotFoundError(
+            f"no tokenizer in {directory} (tokenizer.json, or source_tokenizer and target_tokenizer)"
+        )
     joint = PreTrainedTokenizerFast.from_pretrained(directory)
     return joint, joint
 
 
 def _train(lines: list[str], config: TokenizerConfig) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))  # noqa: S106
-    steps = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL_TOKENS["unk_token"]))
+    steps: list[normalizers.Normalizer] = [
+        normalizers.NFC(),
+        normalizers.Replace(Regex(r"\s+"), " "),
+        normalizers.Strip(),
+    ]
     if config.lowercase:
         steps.append(normalizers.Lowercase())
     tokenizer.normalizer = normalizers.Sequence(steps)
-    # Letters, each digit and each run of other signs apart: "lib64-dev)." must not become one token.
+    # Words, digits and other signs apart, each sign for itself: "lib64-dev)." must not become one token.
     pieces = pre_tokenizers.Split(Regex(r"▁?\p{L}[\p{L}\p{M}]*|▁?\p{N}|▁?[^\p{L}\p{N}▁]|▁"), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(split=False), pieces])
     tokenizer.decoder = decoders.Metaspace()
-    characters = Counter("".join(lines[:20000]))
+    sample = "".join(lines[:: max(1, len(lines) // 20000)])  # of both languages: one stands after the other
+    characters = Counter(sample.lower() if config.lowercase else sample)
     common = sum(count > characters.total() / 10000 for count in characters.values())
     limit = config.vocab_size // 3  # characters; rarer ones become <unk>
     if common > limit:
@@ -75,12 +86,20 @@ def _train(lines: list[str], config: TokenizerConfig) -> PreTrainedTokenizerFast
             f"use at least {3 * common}, better thousands"
         )
     trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size, special_tokens=list(SPECIAL_TOKENS.values()), limit_alphabet=limit
+        vocab_size=config.vocab_size,
+        special_tokens=list(SPECIAL_TOKENS.values()),
+        limit_alphabet=limit,
+        show_progress=False,  # it writes to standard output
     )
     tokenizer.train_from_iterator(lines, trainer, length=len(lines))
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", EOS)]
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[(SPECIAL_TOKENS["eos_token"], EOS)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, padding_side="right", clean_up_tokenization_spaces=False, **SPECIAL_TOKENS
+        tokenizer_object=tokenizer,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+        split_special_tokens=True,
+        model_input_names=["input_ids", "attention_mask"],
+        **SPECIAL_TOKENS,
     )

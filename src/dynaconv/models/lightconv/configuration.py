@@ -156,5 +156,7 @@ class LightConvConfig(PreTrainedConfig):
             sizes["d_model"] = self.d_model
         for name, size in sizes.items():
             if heads < 1 or size % heads:
-                raise ValueError(f"{name} must be divisible by {side}_heads; got {name} = {size}, {side}_heads = {heads}")
+                raise ValueError(
+                    f"{name} must be divisible by {side}_heads; got {name} = {size}, {side}_heads = {heads}"
+                )
         setattr(self, f"{side}_kernel_sizes", list(kernels))

@@ -77,7 +77,9 @@ class Embeddings(nn.Module):
         x = self.tokens(ids) if embeds is None else embeds
         length = x.shape[1]
         if mask is None:
-            positions = self.pad_token_id + 1 + torch.arange(offset, offset + length, device=x.device).expand(len(x), -1)
+            positions = (
+                self.pad_token_id + 1 + torch.arange(offset, offset + length, device=x.device).expand(len(x), -1)
+            )
         else:
             mask = mask.long()
             positions = (self.pad_token_id + mask.cumsum(1) * mask)[:, -length:] if length else mask[:, :0]
@@ -232,7 +234,12 @@ class DecoderLayer(Layer):
         self.cross_norm = nn.LayerNorm(config.d_model)
 
     def forward(
-        self, x: Tensor, memory: Tensor, mask: Tensor | None, memory_mask: Tensor | None, cache: EncoderDecoderCache | None
+        self,
+        x: Tensor,
+        memory: Tensor,
+        mask: Tensor | None,
+        memory_mask: Tensor | None,
+        cache: EncoderDecoderCache | None,
     ) -> Tensor:
         """[B, T, E] to [B, T, E].
 

@@ -193,7 +193,9 @@ class LightConvModel(LightConvPreTrainedModel):
         x = self.decoder(
             decoder_input_ids, memory, attention_mask, decoder_attention_mask, decoder_inputs_embeds, past_key_values
         )
-        return Seq2SeqModelOutput(last_hidden_state=x, past_key_values=past_key_values, encoder_last_hidden_state=memory)
+        return Seq2SeqModelOutput(
+            last_hidden_state=x, past_key_values=past_key_values, encoder_last_hidden_state=memory
+        )
 
 
 class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixin):
@@ -210,7 +212,9 @@ class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixi
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         target = "model.decoder.embeddings.tokens.weight"
         tied = {"lm_head.weight": target, "model.encoder.embeddings.tokens.weight": target}
-        self._tied_weights_keys = dict(list(tied.items())[: {"none": 0, "decoder": 1, "all": 2}[config.share_embeddings]])
+        self._tied_weights_keys = dict(
+            list(tied.items())[: {"none": 0, "decoder": 1, "all": 2}[config.share_embeddings]]
+        )
         self.post_init()
 
     @torch.no_grad()

@@ -16,7 +16,12 @@ def bleu_score(hypotheses: list[str], references: list[str]) -> float:
 
 
 def score(
-    hypotheses: list[str], references: list[str], *, language: str, lowercase: bool = False, compound_split: bool = False
+    hypotheses: list[str],
+    references: list[str],
+    *,
+    language: str,
+    lowercase: bool = False,
+    compound_split: bool = False,
 ) -> dict[str, Any]:
     """sacreBLEU and chrF with their signatures, and tokenized BLEU as in Wu et al. 2019.
 

@@ -7,9 +7,13 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 
-from matplotlib.figure import Figure  # noqa: E402 (the backend is chosen first)
+from matplotlib.figure import Figure
 
-_PANELS = (("loss", "training loss"), ("eval_loss", "validation loss (nats per token)"), ("eval_bleu", "validation BLEU"))
+_PANELS = (
+    ("loss", "training loss"),
+    ("eval_loss", "validation loss (nats per token)"),
+    ("eval_bleu", "validation BLEU"),
+)
 
 
 def plot_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:

@@ -47,7 +47,12 @@ def evaluate_model(
         for label, line in (("source", source), ("reference", reference), ("translation", hypothesis)):
             console.print(f"{label:<12} {line}", markup=False, highlight=False)
         console.print()
-    table = Table("metric", "score", Column("signature", overflow="fold"), title=f"{model} on {spec}: {result['sentences']:,} sentences")
+    table = Table(
+        "metric",
+        "score",
+        Column("signature", overflow="fold"),
+        title=f"{model} on {spec}: {result['sentences']:,} sentences",
+    )
     for name, entry in result["scores"].items():
         table.add_row(name, f"{entry['score']:.2f}", entry["signature"])
     table.add_row("speed", f"{result['sentences_per_second']:.1f}", f"sentences/s, {options['beams']} beams")

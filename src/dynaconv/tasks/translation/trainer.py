@@ -30,7 +30,10 @@ class TokenLoss:
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Logits [B, T, V] and labels [B, T], -100 where there is none, to a scalar (nats per token)."""
         loss = F.cross_entropy(
-            outputs.logits.float().flatten(0, 1), labels.flatten(), reduction="sum", label_smoothing=self.label_smoothing
+            outputs.logits.float().flatten(0, 1),
+            labels.flatten(),
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
         )
         return loss / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
@@ -68,6 +71,9 @@ class TranslationTrainer(Seq2SeqTrainer):
             self.remove_callback(default)
         self.add_callback(ConsoleCallback())
         self.max_tokens, self.bleu, self.keep, self.save_tokenizers = max_tokens, bleu, keep, save_tokenizers
+        self._eval_loader = self._loader(
+            self.eval_dataset, shuffle=False
+        )  # now: a sentence too long must not end a run
         self._staging: Path | None = None
         self._tokens, self._since = 0, time.perf_counter()
 
@@ -108,7 +114,7 @@ class TranslationTrainer(Seq2SeqTrainer):
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         loss = TokenLoss(0.0)
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        for i, batch in enumerate(self._loader(self.eval_dataset, shuffle=False)):
+        for i, batch in enumerate(self._eval_loader):
             if i % world == rank:
                 batch = self._prepare_inputs(batch)
                 labels = batch.pop("labels")

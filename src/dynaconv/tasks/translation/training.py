@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import Seq2SeqTrainingArguments, set_seed
 from torch.utils.tensorboard import SummaryWriter
+from transformers import Seq2SeqTrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import SchedulerType
 
@@ -81,7 +81,9 @@ def _check_run(recipe: Recipe, run: Path, resume: bool) -> None:
         raise ValueError(f"{run} already holds a run: add --resume to go on with it, or choose another --output")
     changed = differences(load_recipe(saved), recipe)
     if changed:
-        raise ValueError(f"{run} was started with another recipe ({'; '.join(changed)}): undo that, or use another --output")
+        raise ValueError(
+            f"{run} was started with another recipe ({'; '.join(changed)}): undo that, or use another --output"
+        )
 
 
 def _model_config(recipe: Recipe, corpus: PreparedCorpus) -> LightConvConfig:
@@ -101,7 +103,11 @@ def _make_trainer(
     recipe: Recipe, run: Path, corpus: PreparedCorpus, model: LightConvForConditionalGeneration
 ) -> TranslationTrainer:
     options = recipe.train
-    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() if options.precision == "auto" else options.precision == "bf16"
+    bf16 = (
+        torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        if options.precision == "auto"
+        else options.precision == "bf16"
+    )
     cosine = options.schedule == "cosine"
     args = Seq2SeqTrainingArguments(
         output_dir=str(run),
@@ -150,7 +156,9 @@ def _make_trainer(
     return trainer
 
 
-def _write_preamble(recipe: Recipe, run: Path, corpus: PreparedCorpus, model: LightConvForConditionalGeneration) -> None:
+def _write_preamble(
+    recipe: Recipe, run: Path, corpus: PreparedCorpus, model: LightConvForConditionalGeneration
+) -> None:
     run.mkdir(parents=True, exist_ok=True)
     save_recipe(recipe, run / "recipe.yaml")
     versions = {

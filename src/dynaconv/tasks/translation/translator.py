@@ -35,7 +35,10 @@ class Translator:
     """
 
     def __init__(
-        self, model: PreTrainedModel, source_tokenizer: PreTrainedTokenizerFast, target_tokenizer: PreTrainedTokenizerFast
+        self,
+        model: PreTrainedModel,
+        source_tokenizer: PreTrainedTokenizerFast,
+        target_tokenizer: PreTrainedTokenizerFast,
     ):
         self.model, self.source_tokenizer, self.target_tokenizer = model, source_tokenizer, target_tokenizer
 
@@ -130,9 +133,7 @@ class Translator:
         return [[*piece, self.source_tokenizer.eos_token_id] for piece in pieces]
 
     @torch.inference_mode()
-    def _search(
-        self, batch: list[list[int]], beams: int, length_penalty: float, nbest: int
-    ) -> list[list[Hypothesis]]:
+    def _search(self, batch: list[list[int]], beams: int, length_penalty: float, nbest: int) -> list[list[Hypothesis]]:
         padded = self.source_tokenizer.pad({"input_ids": batch}, return_tensors="pt").to(self.model.device)
         longest = max(map(len, batch))
         output = self.model.generate(

@@ -1,0 +1,65 @@
+"""Parallel text from Hugging Face `datasets`: the hub, a saved dataset, or local files."""
+
+from pathlib import Path
+from typing import Any
+
+from .corpus import ParallelText, existing_file
+
+_FILE_KINDS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+def read_dataset(spec: str, source_lang: str, target_lang: str) -> ParallelText:
+    """Read a dataset with a column per language, or a column `translation` of {language: sentence}.
+
+    Args:
+        spec: NAME[:CONFIG][@SPLIT]; NAME is a dataset on the hub, a folder (also of `save_to_disk`), or a .json,
+            .jsonl, .parquet or .csv file; SPLIT is `train` unless given.
+        source_lang: name of the source column.
+        target_lang: name of the target column.
+
+    Raises:
+        ValueError: `datasets` is not installed, cannot read this, or there is no such split or language.
+        FileNotFoundError: no such file.
+    """
+    try:
+        import datasets
+    except ImportError:
+        message = 'data.format huggingface needs the datasets package: pip install "dynaconv[datasets]"'
+        raise ValueError(message) from None
+    name, _, split = spec.partition("@")
+    split = split or "train"
+    try:
+        rows = _load(datasets, name, split)
+    except KeyError:
+        raise ValueError(f"dataset {spec} has no split {split}: name one as NAME@SPLIT") from None
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
+        raise ValueError(f"cannot read dataset {spec}: {' '.join(str(error).split())}") from None
+    names = rows.column_names
+    if "translation" in names:
+        pairs = list(rows["translation"])
+        names = list(pairs[0]) if pairs else []
+        columns = {name: [pair[name] for pair in pairs] for name in names}
+    else:
+        columns = {name: rows[name] for name in names}
+    missing = {source_lang, target_lang} - set(names)
+    if missing:
+        raise ValueError(
+            f"dataset {spec} has no {' and no '.join(sorted(missing))}; it has {', '.join(names) or 'nothing'}: "
+            "set data.source_lang and data.target_lang"
+        )
+    return ParallelText(*([line or "" for line in columns[language]] for language in (source_lang, target_lang)))
+
+
+def _load(datasets: Any, name: str, split: str) -> Any:
+    name, _, subset = name.partition(":")
+    path = Path(name)
+    kind = _FILE_KINDS.get(path.suffix)
+    if kind:
+        return datasets.load_dataset(kind, data_files=str(existing_file(path)), split=split)
+    if (path / "dataset_dict.json").is_file():
+        return datasets.load_from_disk(name)[split]
+    if (path / "state.json").is_file():
+        return datasets.load_from_disk(name)
+    return datasets.load_dataset(name, subset or None, split=split)

@@ -1,0 +1,113 @@
+"""Prepared corpora and their cache."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dynaconv.data import DataConfig, TokenizerConfig, prepare
+from dynaconv.data import dataset as dataset_module
+from tests.conftest import toy_pairs, write_tsv
+
+VOCABULARY = TokenizerConfig(vocab_size=120)
+
+
+@pytest.fixture
+def config(tmp_path) -> DataConfig:
+    return DataConfig(train=str(write_tsv(tmp_path / "train.tsv", toy_pairs(200))), valid_size=10, test_size=20)
+
+
+def prepared(folder) -> list[str]:
+    return sorted(path.name for path in (folder / "prepared").iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_arrays_hold_the_text(tmp_path, config, joint):
+    corpus = prepare(config, TokenizerConfig(vocab_size=120, joint=joint), tmp_path / "cache")
+    assert (len(corpus.train), len(corpus.valid), len(corpus.test)) == (170, 10, 20)
+    assert (corpus.source_tokenizer is corpus.target_tokenizer) == joint
+    for name, text in corpus.text.items():
+        split = getattr(corpus, name)
+        for i, (source, target) in enumerate(zip(*text, strict=True)):
+            item = split[i]
+            assert item["input_ids"].tolist() == corpus.source_tokenizer(source)["input_ids"]
+            assert item["labels"].tolist() == corpus.target_tokenizer(target)["input_ids"]
+            assert (split.source_lengths[i], split.target_lengths[i]) == (len(item["input_ids"]), len(item["labels"]))
+            assert item["labels"][-1] == 2
+    assert corpus.train[0]["labels"].dtype == np.uint16
+    assert corpus.train.source_lengths.dtype == corpus.train.target_lengths.dtype == np.int32
+    assert corpus.directory.parent == tmp_path / "cache" / "prepared"
+
+
+def test_pickled_datasets_are_small_and_equal(tmp_path, config):
+    train = prepare(config, VOCABULARY, tmp_path).train
+    data = pickle.dumps(train)
+    assert len(data) < 500
+    assert pickle.loads(data)[3]["labels"].tolist() == train[3]["labels"].tolist()
+
+
+def test_second_call_reads_the_cache(tmp_path, config, monkeypatch):
+    first = prepare(config, VOCABULARY, tmp_path)
+    monkeypatch.setattr(dataset_module, "load_parallel", lambda *_: pytest.fail("read again"))
+    second = prepare(config, VOCABULARY, tmp_path)
+    assert second.directory == first.directory
+    assert second.text == first.text
+
+
+def test_any_change_of_input_prepares_again(tmp_path, config):
+    prepare(config, VOCABULARY, tmp_path)
+    prepare(config, TokenizerConfig(vocab_size=100), tmp_path)
+    config.seed = 2
+    prepare(config, VOCABULARY, tmp_path)
+    os.utime(config.train, ns=(1, 1))
+    prepare(config, VOCABULARY, tmp_path)
+    assert len(prepared(tmp_path)) == 4
+
+
+def test_default_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DYNACONV_CACHE", str(tmp_path / "a"))
+    assert dataset_module.cache_directory() == tmp_path / "a"
+    monkeypatch.delenv("DYNACONV_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert dataset_module.cache_directory() == tmp_path / "dynaconv"
+
+
+def test_an_error_leaves_nothing(tmp_path, config):
+    with pytest.raises(ValueError, match=r"vocab_size 10 is too small"):
+        prepare(config, TokenizerConfig(vocab_size=10), tmp_path)
+    assert prepared(tmp_path) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from dynaconv.data import DataConfig, TokenizerConfig, prepare
+Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # between the last write and the rename
+prepare(DataConfig(train=sys.argv[1], valid_size=10, test_size=20), TokenizerConfig(vocab_size=120), Path(sys.argv[2]))
+"""
+
+
+def test_killed_before_the_rename(tmp_path, config):
+    killed = subprocess.run([sys.executable, "-c", KILLED, config.train, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (leftover,) = prepared(tmp_path)
+    assert ".incomplete-" in leftover
+    corpus = prepare(config, VOCABULARY, tmp_path)
+    assert len(corpus.train) == 170
+    assert prepared(tmp_path) == [corpus.directory.name], "the leftover is cleaned up"
+
+
+PARALLEL = KILLED.replace("Path.rename = ", "_ = ") + "print('datasets' in sys.modules)"
+
+
+def test_two_processes_at_once(tmp_path, config):
+    command = [sys.executable, "-c", PARALLEL, config.train, str(tmp_path)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert outputs == ["False\n"] * 2, "datasets was imported for a tsv file"
+    assert len(prepared(tmp_path)) == 1

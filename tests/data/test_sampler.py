@@ -1,0 +1,109 @@
+"""Batches by token count."""
+
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynaconv.data import Seq2SeqCollator, TokenBatchSampler
+
+LENGTHS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=120)
+
+
+def make(lengths, **options) -> TokenBatchSampler:
+    source, target = np.array(lengths, np.int32).T
+    return TokenBatchSampler(source, target, **{"max_tokens": 64, **options})
+
+
+@given(LENGTHS, st.integers(40, 300), st.booleans(), st.integers(0, 5))
+def test_every_sentence_once_within_the_bound(lengths, max_tokens, shuffle, epoch):
+    sampler = make(lengths, max_tokens=max_tokens, shuffle=shuffle)
+    sampler.set_epoch(epoch)
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert max(max(lengths[i]) for i in batch) * len(batch) <= max_tokens
+
+
+@given(LENGTHS, st.integers(1, 9), st.integers(0, 3))
+def test_multiple_of_repeats_whole_batches_and_drops_nothing(lengths, multiple_of, epoch):
+    plain, padded = make(lengths), make(lengths, multiple_of=multiple_of)
+    plain.set_epoch(epoch)
+    padded.set_epoch(epoch)
+    once, batches = Counter(map(tuple, plain)), Counter(map(tuple, padded))
+    assert batches.total() == len(padded) == -(-len(plain) // multiple_of) * multiple_of
+    assert batches.keys() == once.keys()
+    assert max(batches.values()) <= -(-len(padded) // len(plain))
+
+
+@given(LENGTHS, st.integers(0, 3))
+def test_seed_and_epoch_decide(lengths, epoch):
+    first, second = make(lengths, seed=3), make(lengths, seed=3)
+    list(second)  # earlier epochs leave no trace
+    first.set_epoch(epoch)
+    second.set_epoch(epoch)
+    assert list(first) == list(second)
+    assert len(first) == len(make(lengths, seed=4))
+
+
+def test_epochs_and_seeds_differ():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 20, (400, 2))
+    sampler, other = make(lengths, seed=1), make(lengths, seed=2)
+    first = list(sampler)
+    assert first != list(other)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert sorted(map(len, first)) == sorted(map(len, second))
+    assert set(map(frozenset, first)) != set(map(frozenset, second)), "only the order of the batches changed"
+
+
+def test_without_shuffling_short_sentences_come_first_in_every_epoch():
+    sampler = make([(5, 1), (1, 2), (3, 3), (1, 2)], max_tokens=5, shuffle=False)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    assert first == list(sampler) == [[1, 3], [2], [0]]
+
+
+def test_a_sentence_over_the_limit_is_an_error_that_names_both():
+    with pytest.raises(ValueError, match=r"a sentence has 41 tokens but a batch may have 40: raise train\.max_tokens"):
+        make([(3, 41)], max_tokens=40)
+    assert list(make([(3, 40)], max_tokens=40)) == [[0]]
+
+
+def test_no_sentences():
+    with pytest.raises(ValueError, match="no sentences"):
+        TokenBatchSampler([], [], 10)
+
+
+def test_collator_pads_and_shifts():
+    pairs = [
+        {"input_ids": np.array([7, 2], np.uint16), "labels": np.array([8, 9, 2], np.uint16)},
+        {"input_ids": np.array([4, 5, 6, 2], np.uint16), "labels": np.array([5, 2], np.uint16)},
+    ]
+    batch = Seq2SeqCollator()(pairs)
+    assert {name: value.tolist() for name, value in batch.items()} == {
+        "input_ids": [[7, 2, 1, 1], [4, 5, 6, 2]],
+        "attention_mask": [[1, 1, 0, 0], [1, 1, 1, 1]],
+        "decoder_input_ids": [[2, 8, 9], [2, 5, 2]],
+        "labels": [[8, 9, 2], [5, 2, -100]],
+    }
+    assert {value.dtype for value in batch.values()} == {torch.int64}
+
+
+def test_collator_masks_by_length_not_by_id():
+    batch = Seq2SeqCollator()([{"input_ids": [1, 2], "labels": [1, 2]}, {"input_ids": [2], "labels": [2]}])
+    assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    assert batch["labels"].tolist() == [[1, 2], [2, -100]]
+
+
+def test_importing_the_package_is_cheap():
+    code = "import sys, dynaconv.data, dynaconv.data.batching, dynaconv.data.corpus; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"transformers", "tokenizers", "datasets"} & set(result.stdout.split())
