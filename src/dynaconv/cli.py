@@ -5,15 +5,12 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
 
 from . import __version__
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass
@@ -53,8 +50,7 @@ class Evaluate:
     """Folder of a run, or of a checkpoint in it."""
     data: Positional[str]
     """The test set, as in a recipe's data section: a TSV file, or what --format says."""
-    format: str = "tsv"
-    """tsv, text or huggingface."""
+    format: Literal["tsv", "text", "huggingface"] = "tsv"
     source_lang: str = "de"
     target_lang: str = "en"
     source_column: int = 0
@@ -131,12 +127,13 @@ def _usage() -> str:
     width = max(map(len, _COMMANDS))
     commands = "\n".join(f"  {name:<{width}}  {text}" for name, text in _COMMANDS.items())
     return (
-        f"usage: dynaconv COMMAND ...\n\n{commands}\n\ndynaconv COMMAND --help explains a command and shows an example.\n"
+        f"usage: dynaconv COMMAND ...\n\n{commands}\n\n"
+        "dynaconv COMMAND --help explains a command and shows an example.\n"
         "DYNACONV_TRACEBACK=1 shows where an error came from."
     )
 
 
-def _parse_recipe(command: str, description: str, arguments: list[str], run_options: bool):
+def _parse_recipe(command: str, description: str, arguments: list[str], run_options: bool) -> Any:
     from .tasks.translation.recipe import Recipe, load_recipe
 
     path = arguments[0] if arguments and not arguments[0].startswith("-") else None

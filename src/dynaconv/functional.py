@@ -8,11 +8,11 @@ Conventions, the same for every operator and implementation:
 
 - Taps are in PyTorch's cross-correlation order: with causal padding the *last* tap multiplies the current token.
 - `padding` is "causal" (P = W - 1), "same" (P = (W - 1) // 2, as PyTorch's "same") or an integer P in 0..W-1.
-- `normalize="softmax"` takes the softmax over all W taps, in fp32, *before* any of them falls off the edge of a sequence;
-  edges are not renormalised (Wu et al. 2019, section 3).
+- `normalize="softmax"` takes the softmax over all W taps, in fp32, *before* any of them falls off the edge of a
+  sequence; edges are not renormalised (Wu et al. 2019, section 3).
 - fp16, bf16 and fp32 inputs are multiplied and summed in fp32, fp64 in fp64. The output has the dtype of x.
-- The state of a stream is its last W - 1 inputs, [N, W - 1, D], oldest first, zeros before the first token. Any chunking
-  of a sequence gives the numbers of the whole. Streams are causal.
+- The state of a stream is its last W - 1 inputs, [N, W - 1, D], oldest first, zeros before the first token. Any
+  chunking of a sequence gives the numbers of the whole. Streams are causal.
 """
 
 import contextlib
@@ -72,7 +72,8 @@ def static_conv(
     """Depthwise convolution with the same filters for every token.
 
     y[b, t, d] = sum_w filters[d // (D // H), w] * x[b, t + w - P, d]. With H = D every channel has its own filter (the
-    short convolutions of Mamba-2 and Gated DeltaNet); with H < D and softmax it is LightConv (Wu et al. 2019, section 3).
+    short convolutions of Mamba-2 and Gated DeltaNet); with H < D and softmax it is LightConv (Wu et al. 2019,
+    section 3).
 
     Args:
         x: [B, T, D], floating point, any strides.
@@ -101,7 +102,7 @@ def static_conv(
         y = library.static_conv(x, filters, left, length)
     else:
         y = _reference_static(x, filters, left, length)
-    return (y, final) if return_final_state else y
+    return y if final is None or not return_final_state else (y, final)
 
 
 def dynamic_conv(
@@ -148,7 +149,7 @@ def dynamic_conv(
         y = library.dynamic_conv(x, filters, left)
     else:
         y = _reference_dynamic(x, filters, left)
-    return (y, final) if return_final_state else y
+    return y if final is None or not return_final_state else (y, final)
 
 
 def left_padding(padding: Padding, width: int) -> int:

@@ -59,12 +59,12 @@ class _Convolution(nn.Module):
         )  # fmt: skip
         if self.bias is None:
             return result
-        if return_final_state:
+        if isinstance(result, tuple):
             return result[0] + self.bias, result[1]
         return result + self.bias
 
     def _mask_edges(self, filters: Tensor, length: int, offset: int) -> Tensor:
-        """Filters [B, T, H, W] or [H, W] to [B, T, H, W], with minus infinity where a tap falls outside the sequence."""
+        """Filters [B, T, H, W], with minus infinity where a tap falls outside the sequence."""
         token = torch.arange(length, device=filters.device)[:, None, None]
         position = token + torch.arange(self.kernel_size, device=filters.device) - self.left
         outside = (position + offset < 0) | (position >= length)
@@ -72,7 +72,7 @@ class _Convolution(nn.Module):
 
 
 class LightConv(_Convolution):
-    """Lightweight convolution: a depthwise convolution whose softmax-normalised filters are shared by groups of channels.
+    """Lightweight convolution: depthwise, with softmax-normalised filters that groups of channels share.
 
     y[b, t, d] = sum_w softmax(weight[d // (D // H)])_w * x[b, t + w - P, d]   (Wu et al. 2019, section 3)
 
@@ -134,7 +134,9 @@ class LightConv(_Convolution):
 class DynamicConv(_Convolution):
     """Dynamic convolution: a lightweight convolution whose filters are predicted from the current token.
 
-    y[b, t, d] = sum_w softmax(filter_proj(query[b, t])[d // (D // H)])_w * x[b, t + w - P, d]   (Wu et al. 2019, section 4)
+    y[b, t, d] = sum_w softmax(filter_proj(query[b, t])[d // (D // H)])_w * x[b, t + w - P, d]
+
+    (Wu et al. 2019, section 4)
 
     Args:
         dim: D, channels.
@@ -142,8 +144,8 @@ class DynamicConv(_Convolution):
         heads: H, filters per token; divides D.
         padding: "causal" for decoders, "same" for encoders, or the number of zeros on the left.
         normalize: "softmax" over the taps, or None.
-        weight_dropout: DropConnect: each entry of the normalised [B, T, H, W] filters is dropped independently with this
-            probability in training, and the rest is scaled by 1 / (1 - p).
+        weight_dropout: DropConnect: each entry of the normalised [B, T, H, W] filters is dropped independently with
+            this probability in training, and the rest is scaled by 1 / (1 - p).
         renormalize_edges: take the softmax over the taps inside the sequence only. The published models do not.
         bias: add a learned [D] to the output.
         query_dim: size of a separate input that the filters are predicted from; None: from x.

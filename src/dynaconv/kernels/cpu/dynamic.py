@@ -2,7 +2,8 @@
 
 Both the output and the gradient of the input are the same sum over rows, read with other strides: with u = W - 1 - w,
 
-    dx[s] = sum_w f[s + left - w, w] * dy[s + left - w] = sum_u f[s + u - (W - 1 - left), W - 1 - u] * dy[s + u - (W - 1 - left)]
+    dx[s] = sum_w f[s + left - w, w] * dy[s + left - w]
+          = sum_u f[s + u - right, W - 1 - u] * dy[s + u - right]          with right = W - 1 - left
 
 is a convolution of dy whose filter for row s lies on a diagonal of f.
 """

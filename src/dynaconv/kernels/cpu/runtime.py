@@ -8,14 +8,16 @@ convolution: 4.9 ms on the shared pool, 8.6 ms on a pool of its own.
 import os
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+config: Any = numba.config
 if "NUMBA_THREADING_LAYER" not in os.environ and "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
-    numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+    config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 # Reassociation lets LLVM vectorise dot products; NaN and infinity keep their meaning.
 kernel = numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
@@ -40,9 +42,9 @@ def is_usable() -> bool:
 
 def launch(function: Callable, *arguments: object) -> None:
     """Run a kernel on `torch.get_num_threads()` threads."""
-    # One kernel uses every thread, so callers wait for each other; Numba's workqueue layer would abort on concurrent use.
+    # One kernel uses every thread, so callers wait for each other; Numba's workqueue layer would abort on concurrency.
     with _lock:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))
         function(*arguments)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Cache, EncoderDecoderCache
+from transformers import EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -259,7 +259,7 @@ class DecoderLayer(Layer):
     def _cross_keys_values(self, memory: Tensor, cache: EncoderDecoderCache | None) -> tuple[Tensor, Tensor]:
         if cache is None:
             return self.cross_attention.keys_values(memory)
-        cross: Cache = cache.cross_attention_cache
+        cross: Any = cache.cross_attention_cache
         if cache.is_updated.get(self.index):
             return cross.layers[self.index].keys, cross.layers[self.index].values
         cache.is_updated[self.index] = True

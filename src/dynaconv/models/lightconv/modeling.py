@@ -17,6 +17,8 @@ from .layers import Attention, DecoderLayer, Embeddings, EncoderLayer
 class LightConvPreTrainedModel(PreTrainedModel):
     """Configuration, initialisation and what transformers has to know about the classes below."""
 
+    # pyrefly: ignore [bad-override-mutable-attribute]
+    config: LightConvConfig
     config_class = LightConvConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -30,7 +32,7 @@ class LightConvPreTrainedModel(PreTrainedModel):
         if isinstance(module, LightConv | DynamicConv):
             module.reset_parameters()
             for part in module.modules():
-                part._is_hf_initialized = True
+                setattr(part, "_is_hf_initialized", True)  # noqa: B010 (a flag of transformers, on any module)
         elif isinstance(module, Attention):
             for linear in (module.q_proj, module.k_proj, module.v_proj):
                 _init_linear(linear, 2**-0.5)
@@ -140,7 +142,7 @@ class LightConvModel(LightConvPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the source token embedding."""
-        self.encoder.embeddings.tokens = value
+        self.encoder.embeddings.tokens = value  # pyrefly: ignore [bad-assignment]
 
     def get_encoder(self, modality: str | None = None) -> LightConvEncoder:
         """The encoder."""
@@ -242,9 +244,9 @@ class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixi
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """Labels [B, T] shifted right, starting with `decoder_start_token_id`, -100 replaced by padding."""
-        ids = labels.new_full(labels.shape, self.config.decoder_start_token_id)
-        ids[:, 1:] = labels[:, :-1]
-        return ids.masked_fill(ids == -100, self.config.pad_token_id)
+        start, pad = self.config.decoder_start_token_id or 0, self.config.pad_token_id or 0
+        shifted = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
+        return shifted.masked_fill(shifted == -100, pad)
 
     def forward(
         self,
@@ -259,7 +261,7 @@ class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixi
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
-    ) -> Seq2SeqLMOutput:
+    ) -> Seq2SeqLMOutput | tuple:
         """Logits of the next target token, and the loss where labels are given.
 
         Args:
@@ -307,8 +309,10 @@ class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixi
         # Later steps see the encoder's output only, and could not tell padding from tokens.
         if model_kwargs.get("attention_mask") is None and not inputs_tensor.is_floating_point():
             model_kwargs["attention_mask"] = source_mask(self.config, inputs_tensor, None)
-        return super()._prepare_text_encoder_decoder_kwargs_for_generation(inputs_tensor, model_kwargs, *args, **kwargs)
+        prepare: Any = super()._prepare_text_encoder_decoder_kwargs_for_generation
+        return prepare(inputs_tensor, model_kwargs, *args, **kwargs)
 
+    # pyrefly: ignore [bad-override]  (positional arguments are passed on by position)
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
@@ -325,5 +329,5 @@ class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixi
 def source_mask(config: LightConvConfig, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
     """The mask given, or one that is nonzero at tokens other than padding."""
     if attention_mask is None and input_ids is not None:
-        return (input_ids != config.pad_token_id).long()
+        return input_ids.ne(config.pad_token_id or 0).long()
     return attention_mask

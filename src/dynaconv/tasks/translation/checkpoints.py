@@ -49,7 +49,7 @@ def keep_last(directory: Path, count: int) -> None:
 
 
 def average_weights(paths: list[Path]) -> dict[str, Tensor]:
-    """The mean of the weights of some checkpoints, summed in fp32, in the dtype of the last (Wu et al. 2019, section 6)."""
+    """The mean of the weights of some checkpoints, summed in fp32, in the dtype of the last."""
     last = load_file(paths[-1] / WEIGHTS)
     total = {name: tensor.float() for name, tensor in last.items()}
     for path in paths[:-1]:

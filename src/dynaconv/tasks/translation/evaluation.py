@@ -80,5 +80,5 @@ def _tokenize(lines: list[str], language: str, compound_split: bool) -> list[str
     from sacremoses import MosesTokenizer
 
     moses = MosesTokenizer(language)
-    tokenized = [moses.tokenize(line, return_str=True, aggressive_dash_splits=False, escape=True) for line in lines]
+    tokenized = [str(moses.tokenize(line, return_str=True)) for line in lines]
     return [re.sub(r"(\S)-(\S)", r"\1 ##AT##-##AT## \2", line) for line in tokenized] if compound_split else tokenized

@@ -1,6 +1,8 @@
 """Recipes: everything that decides what a training run does, as typed dataclasses read from YAML."""
 
 import dataclasses
+import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,7 +143,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", __import__("re").compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
 
 
@@ -150,11 +152,7 @@ def _explain(error: Any) -> str:
     name = ".".join([*section, key])
     if error["type"] != "unexpected_keyword_argument":
         return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}; got {error['input']!r}"
-    fields: Any = {field.name: field for field in dataclasses.fields(Recipe)}
-    for part in section:
-        fields = {f.name: f for f in dataclasses.fields(fields[part].type)}
-    from difflib import get_close_matches
-
-    close = get_close_matches(key, fields, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(fields)}"
+    known = [field.name for field in dataclasses.fields(getattr(Recipe(), section[0]) if section else Recipe)]
+    close = get_close_matches(key, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
     return f"unknown key {name}: {hint}"

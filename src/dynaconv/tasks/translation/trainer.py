@@ -1,4 +1,4 @@
-"""The Hugging Face trainer with batches by token count, exact losses, BLEU, and checkpoints that are whole or absent."""
+"""The Hugging Face trainer with batches by token count, exact losses, BLEU, and checkpoints whole or absent."""
 
 import logging
 import shutil
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from ...data.batching import Seq2SeqCollator, TokenBatchSampler
 from ...data.dataset import PairDataset
@@ -42,44 +42,52 @@ class TranslationTrainer(Seq2SeqTrainer):
     """Trains on batches of about `max_tokens` tokens and evaluates by loss per token and BLEU.
 
     Args:
+        model: the network.
+        args: everything that is not here.
+        train_dataset: pairs to train on.
+        eval_dataset: pairs for the validation loss.
         max_tokens: batch size of one device, longest side x sentences.
         label_smoothing: of the training loss; the validation loss has none.
         bleu: called with nothing to translate validation sentences and score them; None: no BLEU.
         keep: number of checkpoints to keep.
         save_tokenizers: writes the tokenizers into a checkpoint folder.
-        **kwargs: for `Seq2SeqTrainer`; datasets are :class:`~dynaconv.data.dataset.PairDataset`.
     """
-
-    args: Seq2SeqTrainingArguments
 
     def __init__(
         self,
         *,
+        model: PreTrainedModel,
+        args: Seq2SeqTrainingArguments,
+        train_dataset: PairDataset,
+        eval_dataset: PairDataset,
         max_tokens: int,
         label_smoothing: float,
         bleu: Callable[[], float] | None,
         keep: int,
         save_tokenizers: Callable[[Path], None],
-        **kwargs: Any,
     ):
+        self.max_tokens, self.bleu, self.keep, self.save_tokenizers = max_tokens, bleu, keep, save_tokenizers
         super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             compute_loss_func=TokenLoss(label_smoothing),
             data_collator=Seq2SeqCollator(),
-            **kwargs,
         )
         for default in (ProgressCallback, PrinterCallback):
             self.remove_callback(default)
         self.add_callback(ConsoleCallback())
-        self.max_tokens, self.bleu, self.keep, self.save_tokenizers = max_tokens, bleu, keep, save_tokenizers
-        self._eval_loader = self._loader(
-            self.eval_dataset, shuffle=False
-        )  # now: a sentence too long must not end a run
+        # Both now: a sentence that is too long must end a run before it starts.
+        self._train_loader = self._loader(train_dataset, shuffle=True)
+        self._eval_loader = self._loader(eval_dataset, shuffle=False)
+        self._network = model
         self._staging: Path | None = None
         self._tokens, self._since = 0, time.perf_counter()
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches by token count, in an order that only the seed and the epoch decide."""
-        return self.accelerator.prepare(self._loader(self.train_dataset, shuffle=True))
+        return self.accelerator.prepare(self._train_loader)
 
     def _loader(self, dataset: PairDataset, shuffle: bool) -> DataLoader:
         sampler = TokenBatchSampler(
@@ -110,7 +118,7 @@ class TranslationTrainer(Seq2SeqTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validation loss in nats per target token, without label smoothing, and BLEU of greedy translations."""
         started = time.perf_counter()
-        self.model.eval()
+        self._network.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         loss = TokenLoss(0.0)
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -119,13 +127,13 @@ class TranslationTrainer(Seq2SeqTrainer):
                 batch = self._prepare_inputs(batch)
                 labels = batch.pop("labels")
                 with self.compute_loss_context_manager():
-                    total[0] += loss(self.model(**batch, use_cache=False), labels, 1).double()
+                    total[0] += loss(self._network(**batch, use_cache=False), labels, 1).double()
                 total[1] += (labels != -100).sum()
         total = self.accelerator.reduce(total)
         metrics = {"eval_loss": (total[0] / total[1]).item()}
         if self.bleu is not None:
             metrics["eval_bleu"] = round(self.bleu(), 2)
-        self.model.train()
+        self._network.train()
         self._since += time.perf_counter() - started
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -136,7 +144,7 @@ class TranslationTrainer(Seq2SeqTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint under another name and rename it when it is complete; go on without it on a full disk."""
-        directory = Path(self.args.output_dir)
+        directory = Path(str(self.args.output_dir))
         self._staging = directory / "incomplete"
         name = f"checkpoint-{self.state.global_step}"
         try:
@@ -173,6 +181,7 @@ class ConsoleCallback(ProgressCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Print what changed."""
-        parts = [form.format(logs[name]) for name, form in self._FORMATS.items() if name in (logs or {})]
+        logs = logs or {}
+        parts = [form.format(logs[name]) for name, form in self._FORMATS.items() if name in logs]
         if state.is_world_process_zero and self.training_bar is not None and parts:
             self.training_bar.write(f"step {state.global_step:>6}  " + "  ".join(parts))

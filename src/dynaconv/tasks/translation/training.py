@@ -1,6 +1,5 @@
 """`dynaconv train`: from a recipe to a trained model in a run folder."""
 
-import dataclasses
 import json
 import logging
 import platform
@@ -172,9 +171,9 @@ def _write_preamble(
     for split, text in corpus.text.items():
         lines = (f"{source}\t{target}\n" for source, target in zip(text.source, text.target, strict=True))
         (run / f"{split}.tsv").write_text("".join(lines), encoding="utf-8")
-    parameters = sum(p.numel() for p in model.parameters())
-    batches = dataclasses.asdict(recipe.train)
+    options = recipe.train
     logger.info(
-        "%s: %s parameters, %s training pairs, %d updates of up to %d x %d tokens",
-        run, f"{parameters:,}", f"{len(corpus.train):,}", batches["max_steps"], batches["accumulation"], batches["max_tokens"],
+        "%s: %s parameters, %s training pairs, %d updates of up to %d x %d tokens on %s", run,
+        f"{model.num_parameters():,}", f"{len(corpus.train):,}", options.max_steps, options.accumulation,
+        options.max_tokens, model.device,
     )  # fmt: skip
