@@ -108,7 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             raise ValueError(f"no command {command!r}: there are {', '.join(_COMMANDS)}")
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        hint = "; the same command with --resume goes on from the last checkpoint" if command == "train" else ""
+        print(f"interrupted{hint}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
