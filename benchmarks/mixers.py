@@ -86,10 +86,9 @@ def main() -> None:
     )
     for name, result in results.items():
         result |= {"training tokens/s": training[name], "decoding sentences/s": decoding[name]}
-        table.add_row(
-            name, f"{result['parameters']:,}",
-            *(f"{result['scores'][metric]['score']:.2f}" for metric in ("BLEU", "chrF")), f"{result['validation loss']:.3f}", f"{training[name]:,.0f}", f"{decoding[name]:.1f}",
-        )  # fmt: skip
+        scores = [f"{result['scores'][metric]['score']:.2f}" for metric in ("BLEU", "chrF")]
+        loss, speeds = f"{result['validation loss']:.3f}", (f"{training[name]:,.0f}", f"{decoding[name]:.1f}")
+        table.add_row(name, f"{result['parameters']:,}", *scores, loss, *speeds)
     Console().print(table)
     settings = {"updates": recipe.train.max_steps, "test sentences": len(text.source), "rounds": options.rounds}
     record = {"machine": describe(), "settings": settings, "runs": results}
