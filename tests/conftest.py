@@ -63,7 +63,7 @@ def run_cli(*arguments: object, cache: Path, **options) -> subprocess.CompletedP
     """`dynaconv ARGUMENTS` in a process of its own."""
     environment = {**os.environ, "DYNACONV_CACHE": str(cache)}
     command = [sys.executable, "-m", "dynaconv", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False, **options)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False, **options)
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ def test_lines_of_every_kind_in_order(toy_run):
     assert len(output) == 8
     assert [output[0], output[3], output[6]] == alone[:3]
     assert output[1] == output[5] == ""
-    assert len(output[4].split()) > 1000
+    assert len(output[4].split()) > 200  # 40 pieces of a few words each
     messages = result.stderr.decode()
     assert "line 3: " in messages
     assert "tokens are unknown to the model" in messages
