@@ -138,7 +138,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows, calls = measure(options), first_calls()
-    console = Console()
+    console = Console(width=110)
     shape = ", ".join(f"{name} {size}" for name, size in zip("BTDHW", options.shape, strict=True))
     table = Table("operator", "implementation", "pass", title=f"{shape}, fp32, {options.threads} threads")
     for name in ("ms", "times ours", "copies of x", "GB/s"):
