@@ -200,7 +200,7 @@ def test_every_parameter_gets_a_gradient(mixer):
     assert [name for name in without if "k_proj.bias" not in name] == []  # softmax does not see a key bias
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     model(ids, labels=targets).loss.backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name])
