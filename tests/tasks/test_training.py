@@ -87,6 +87,26 @@ def test_killed_five_times_ends_with_the_same_bits(tmp_path, cache):
         assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+@pytest.mark.slow
+def test_two_processes(tmp_path, cache):
+    """Data-parallel training: two processes with one batch each take the steps of one process with two batches."""
+    options = SHORT | {"max_steps": 10, "save_steps": 10, "eval_steps": 10, "accumulation": 1}
+    recipe = write_recipe(
+        tmp_path, train=options, model={"dropout": 0.0, "input_dropout": 0.0, "attention_dropout": 0.0}
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dynaconv"]
+    environment = {**os.environ, "DYNACONV_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    run = [*command, "train", str(recipe), "--output", str(tmp_path / "two")]
+    result = subprocess.run(run, capture_output=True, text=True, env=environment, timeout=600, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (
+        run_cli("train", recipe, "--output", tmp_path / "one", "--train.accumulation", 2, cache=cache).returncode == 0
+    )
+    histories = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("two", "one")]
+    losses = [[entry["eval_loss"] for entry in history if "eval_loss" in entry] for history in histories]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
 def test_other_seeds_give_other_bits(tmp_path, cache):
     """The control for the test above: equality is not for free."""
     weights = []

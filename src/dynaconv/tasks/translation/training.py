@@ -49,6 +49,7 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Path:
     corpus = prepare(recipe.data, recipe.tokenizer)
     set_seed(recipe.train.seed)
     model = LightConvForConditionalGeneration(_model_config(recipe, corpus))
+    model.generation_config.update(num_beams=4, max_new_tokens=256)  # what a bare model.generate() does with the result
     trainer = _make_trainer(recipe, run, corpus, model)
     if trainer.is_world_process_zero():
         _write_preamble(recipe, run, corpus, model)
