@@ -5,7 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 WEIGHTS = "model.safetensors"
@@ -61,5 +61,5 @@ def average_weights(paths: list[Path]) -> dict[str, Tensor]:
 def save_averaged(paths: list[Path], destination: Path) -> None:
     """Write the average of some checkpoints to a safetensors file, in one step."""
     partial = destination.with_suffix(".partial")
-    save_file(average_weights(paths), partial, metadata={"format": "pt"})
+    partial.write_bytes(save(average_weights(paths), metadata={"format": "pt"}))  # save_file would make it private
     partial.rename(destination)
