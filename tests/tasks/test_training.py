@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+import dynaconv.models  # noqa: F401 (registers our models with the Auto classes)
 from dynaconv.tasks.translation.checkpoints import checkpoints
 
 from ..conftest import run_cli, write_recipe

@@ -121,6 +121,7 @@ def _make_trainer(
         adam_beta2=0.98,
         max_grad_norm=options.clip_norm,
         bf16=bf16,
+        use_cpu=not torch.accelerator.is_available(),  # without it, several CPU processes train beside each other
         seed=options.seed,
         logging_steps=options.log_steps,
         eval_strategy="steps",
