@@ -1,7 +1,7 @@
 """The operators beside what people write without them, and beside a plain copy of x, which no operator can beat.
 
-Every round runs every contestant once, forward and forward + backward; the table shows medians. The inputs of
-successive rounds are different tensors, so that a copy goes through memory as far as the caches allow.
+Every round runs every contestant once, forward and forward + backward; the table shows medians. Rounds, and the copies
+between them, rotate over several inputs, so that a copy goes through memory and not through a large L3 cache.
 
     python benchmarks/operators.py --output benchmarks/results/operators_cpu.json
 """
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,11 +24,13 @@ from machine import describe
 from peers import depthwise_conv1d, shift_and_add, unfold_einsum
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from tqdm import tqdm
 
 import dynaconv
 
+COLUMNS = ("ms", "times ours", "copies", "GB/s", "% of copy")
+BUFFERS = 8
+BUFFERS_NOTE = f"rounds rotate over {BUFFERS} inputs; copies go from each of them to a target of its own"
 FIRST_CALL = """
 import sys, time, torch, dynaconv
 static = sys.argv[1] == "static"
@@ -43,13 +46,9 @@ print(forward - start, time.perf_counter() - forward)
 
 def contestants(compiled: bool) -> dict[str, dict[str, Callable[..., Any]]]:
     """{operator: {name: function of x and filters}}; the first of each operator is ours."""
-
-    def softmax(x: Tensor, filters: Tensor) -> Any:
-        return dynaconv.dynamic_conv(x, filters, normalize="softmax")
-
     dynamic: dict[str, Callable[..., Any]] = {
         "dynaconv": dynaconv.dynamic_conv,
-        "dynaconv, with softmax": softmax,
+        "dynaconv, with softmax": partial(dynaconv.dynamic_conv, normalize="softmax"),
         "shift and add": shift_and_add,
         "unfold + einsum": unfold_einsum,
     }
@@ -57,7 +56,11 @@ def contestants(compiled: bool) -> dict[str, dict[str, Callable[..., Any]]]:
         dynamic["shift and add, torch.compile"] = torch.compile(shift_and_add)
     return {
         "dynamic_conv": dynamic,
-        "static_conv": {"dynaconv": dynaconv.static_conv, "F.conv1d, depthwise": depthwise_conv1d},
+        "static_conv": {
+            "dynaconv": dynaconv.static_conv,
+            "dynaconv, with softmax": partial(dynaconv.static_conv, normalize="softmax"),
+            "F.conv1d, depthwise": depthwise_conv1d,
+        },
     }
 
 
@@ -72,7 +75,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for every contestant."""
     B, T, D, H, W = options.shape
     shapes = {"dynamic_conv": (B, T, H, W), "static_conv": (H, W)}
-    inputs = [torch.randn(B, T, D) for _ in range(4)]
+    inputs = [torch.randn(B, T, D).requires_grad_() for _ in range(BUFFERS)]
+    targets = [torch.zeros(B, T, D) for _ in range(BUFFERS)]
     grad = torch.randn(B, T, D)
     field = contestants(options.compile)
     times: dict[tuple[str, str, str], list[float]] = {}
@@ -81,29 +85,32 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     with tqdm(total=total, unit="measurement", file=sys.stderr) as bar:
         for i in range(options.rounds + 1):  # the first round warms up
             x = inputs[i % len(inputs)]
-            copies.append(seconds(x.clone))
+            with torch.no_grad():
+                copies += [seconds(partial(b.copy_, a)) for a, b in zip(inputs, targets, strict=True)]
             for operator, functions in field.items():
-                filters = torch.randn(shapes[operator])
+                leaves = [x, torch.randn(shapes[operator]).requires_grad_()]
                 for name, function in functions.items():
-                    leaves = [x.clone().requires_grad_(), filters.clone().requires_grad_()]
                     with torch.no_grad():
                         forward = seconds(lambda f=function, a=leaves: f(*a))
                     both = seconds(lambda f=function, a=leaves: torch.autograd.grad(f(*a), a, grad))
                     times.setdefault((operator, name, "forward"), []).append(forward)
                     times.setdefault((operator, name, "forward + backward"), []).append(both)
                     bar.update()
-    copy = median(copies[1:])
-    rows = [{"operator": "copy of x", "name": "", "pass": "forward", "ms": copy * 1e3}]
+    copy = median(copies[BUFFERS:])
+    rows: list[dict[str, Any]] = [{"operator": "copy of x", "name": "", "pass": "forward", "ms": copy * 1e3}]
     for (operator, name, kind), values in times.items():
         ours = median(times[operator, "dynaconv", kind][1:])
         rows.append(
             {
                 "operator": operator, "name": name, "pass": kind, "ms": median(values[1:]) * 1e3,
                 "times ours": median(values[1:]) / ours, "copies": median(values[1:]) / copy,
+                "first call (s)": values[0],
                 "GB/s": minimal_bytes(B * T * D, torch.Size(shapes[operator]).numel(), kind) / median(values[1:]) / 1e9,
             }
         )  # fmt: skip
     rows[0]["GB/s"] = 8 * B * T * D / copy / 1e9
+    for row in rows:
+        row["% of copy"] = 100 * row["GB/s"] / rows[0]["GB/s"]
     return rows
 
 
@@ -141,16 +148,16 @@ def main() -> None:
     console = Console(width=110)
     shape = ", ".join(f"{name} {size}" for name, size in zip("BTDHW", options.shape, strict=True))
     table = Table("operator", "implementation", "pass", title=f"{shape}, fp32, {options.threads} threads")
-    for name in ("ms", "times ours", "copies of x", "GB/s"):
+    for name in COLUMNS:
         table.add_column(name, justify="right")
     for row in rows:
-        numbers = [f"{row[key]:.2f}" if key in row else "" for key in ("ms", "times ours", "copies", "GB/s")]
+        numbers = [f"{row[key]:.2f}" if key in row else "" for key in COLUMNS]
         table.add_row(row["operator"], row["name"], row["pass"], *numbers)
     console.print(table)
     for name, call in calls.items():
         console.print(f"first call, {name}: forward {call['forward']:.2f} s, backward {call['backward']:.2f} s")
     if options.output:
-        settings = {"shape": options.shape, "rounds": options.rounds, "dtype": "float32"}
+        settings = {"shape": options.shape, "rounds": options.rounds, "dtype": "float32", "buffers": BUFFERS_NOTE}
         record = {"machine": describe(), "settings": settings, "rows": rows, "first call (s)": calls}
         options.output.write_text(json.dumps(record, indent=1) + "\n")
 

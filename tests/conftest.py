@@ -87,14 +87,18 @@ def poisoned(monkeypatch) -> list[torch.Tensor]:
     buffers: list[torch.Tensor] = []
     original = torch.Tensor.new_empty
 
-    def new_empty(self, *size, **options):
-        size = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
-        count = int(torch.Size(size).numel())
-        buffer = original(self, count + 2 * GUARD, **options).fill_(SENTINEL)
-        buffers.append(buffer)
-        return buffer[GUARD : GUARD + count].fill_(float("nan")).view(*size)
+    def guarded(fill):
+        def allocate(self, *size, **options):
+            size = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
+            count = int(torch.Size(size).numel())
+            buffer = original(self, count + 2 * GUARD, **options).fill_(SENTINEL)
+            buffers.append(buffer)
+            return buffer[GUARD : GUARD + count].fill_(fill).view(*size)
 
-    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
+        return allocate
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", guarded(float("nan")))
+    monkeypatch.setattr(torch.Tensor, "new_zeros", guarded(0))
     return buffers
 
 

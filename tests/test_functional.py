@@ -10,6 +10,7 @@ import dynaconv
 X = torch.randn(2, 10, 12)
 DYNAMIC = torch.randn(2, 10, 3, 4)
 STATIC = torch.randn(3, 4)
+STATE = torch.zeros(2, 3, 12)
 
 CASES = {
     "x not a tensor": (lambda: dynaconv.static_conv([1.0], STATIC), TypeError, "x must be a floating-point tensor; got list"),
@@ -40,6 +41,31 @@ CASES = {
     "padding of another type": (lambda: dynaconv.static_conv(X, STATIC, padding=True), ValueError, "got True"),
     "normalize": (
         lambda: dynaconv.dynamic_conv(X, DYNAMIC, normalize="l2"), ValueError, "normalize must be None or \"softmax\"; got 'l2'",
+    ),
+    "filters not a tensor": (lambda: dynaconv.static_conv(X, None), TypeError, "filters must be a floating-point tensor; got NoneType"),
+    "filters of integers": (lambda: dynaconv.static_conv(X, STATIC.int()), TypeError, "filters must be a floating-point tensor; got a tensor of torch.int32"),
+    "filters of another batch": (lambda: dynaconv.dynamic_conv(X, DYNAMIC[:1]), ValueError, "[2, 10, 12]; got [1, 10, 3, 4]"),
+    "negative padding": (lambda: dynaconv.dynamic_conv(X, DYNAMIC, padding=-1), ValueError, "0..3 (W - 1); got -1"),
+    "unknown padding": (lambda: dynaconv.dynamic_conv(X, DYNAMIC, padding="valid"), ValueError, "0..3 (W - 1); got 'valid'"),
+    "state not a tensor": (lambda: dynaconv.static_conv(X, STATIC, state=0), TypeError, "state must be a floating-point tensor; got int"),
+    "state of rank 2": (lambda: dynaconv.static_conv(X, STATIC, state=STATE[0]), ValueError, "state must have 3 dimensions; got shape [3, 12]"),
+    "state of another size": (
+        lambda: dynaconv.static_conv(X, STATIC, state=STATE[:, 1:]), ValueError, "state must be [B, W - 1, D] = [2, 3, 12]; got [2, 2, 12]",
+    ),
+    "initial state of another size": (
+        lambda: dynaconv.dynamic_conv(X, DYNAMIC, initial_state=torch.zeros(2, 4, 12)), ValueError,
+        "initial_state must be [B, W - 1, D] = [2, 3, 12]; got [2, 4, 12]",
+    ),
+    "state in training": (
+        lambda: dynaconv.dynamic_conv(X.clone().requires_grad_(), DYNAMIC, state=STATE), ValueError,
+        "state is overwritten in place and carries no gradient",
+    ),
+    "two states": (
+        lambda: dynaconv.dynamic_conv(X, DYNAMIC, state=STATE, initial_state=STATE), ValueError, "either initial_state or state",
+    ),
+    "state that is not causal": (
+        lambda: dynaconv.dynamic_conv(X, DYNAMIC, padding="same", return_final_state=True), ValueError,
+        "a state needs padding=\"causal\": it holds the inputs before the first; got 'same'",
     ),
 }  # fmt: skip
 

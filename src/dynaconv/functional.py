@@ -215,13 +215,13 @@ def _kernel_is_usable(x: Tensor, filters: Tensor) -> bool:
         if forced == "cpu":
             raise ValueError(f'backend("cpu") needs CPU tensors; x is on {x.device}')
         return False
-    if torch.compiler.is_compiling():
-        return True
     # Registered operators drop forward-mode tangents and refuse function transforms; the reference has both.
     if torch._C._are_functorch_transforms_active() or any(
         torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in (x, filters)
     ):
         return False
+    if torch.compiler.is_compiling():
+        return True
     if importlib.util.find_spec("numba") is None:
         return False
     from .kernels.cpu import runtime

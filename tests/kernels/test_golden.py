@@ -67,15 +67,23 @@ def check_output(actual, expected):
 
 
 def check_gradient(actual, expected):
-    torch.testing.assert_close(actual, expected, atol=1e-6 + 1e-4 * expected.abs().max().item(), rtol=1e-4)
+    # One rounding of the largest entry beside the 1e-6: in a sum over tokens that cancels, fairseq's own fp32 is off by
+    # three (2.3e-5 in entries up to 64, measured against fp64 in H8K15T40B2C32-same-raw).
+    rounding = torch.finfo(expected.dtype).eps * expected.abs().max().item()
+    torch.testing.assert_close(actual, expected, atol=1e-6 + rounding, rtol=1e-4)
 
 
-def token_by_token(module, x):
+def check_token_by_token(case, step, length):
+    """`step(t, state)` is the output at token t and the next state."""
     outputs, state = [], None
-    for t in range(x.shape[1]):
-        y, state = module(x[:, t : t + 1], initial_state=state, return_final_state=True, offset=t)
-        outputs.append(y)
-    return torch.cat(outputs, 1), state
+    with torch.no_grad():
+        for t in range(length):
+            y, state = step(t, state)
+            outputs.append(y)
+    check_output(torch.cat(outputs, 1), batch_first(case["out_incremental"]))
+    if "incremental_buffer" in case:
+        expected = case["incremental_buffer"][0].transpose(1, 2)
+        torch.testing.assert_close(state[:, state.shape[1] - expected.shape[1] :], expected, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -94,12 +102,9 @@ def test_modules(kind, name, backend):
         for actual, expected in gradients(case, module, x, query):
             check_gradient(actual, expected)
         if "out_incremental" in case:
-            with torch.no_grad():
-                streamed, state = token_by_token(module, x)
-            check_output(streamed, batch_first(case["out_incremental"]))
-            if "incremental_buffer" in case:
-                expected = case["incremental_buffer"][0].transpose(1, 2)
-                torch.testing.assert_close(state[:, state.shape[1] - expected.shape[1] :], expected, atol=0, rtol=0)
+            options = {"return_final_state": True}
+            step = lambda t, state: module(x[:, t : t + 1], initial_state=state, offset=t, **options)  # noqa: E731
+            check_token_by_token(case, step, x.shape[1])
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -112,10 +117,20 @@ def test_joint_projection_of_input_and_filters(name, backend):
     options = {"normalize": "softmax" if case["weight_softmax"] else None, "padding": int(case["padding_l"])}
     projected = torch.nn.functional.linear(x, *leaves)
     inputs, filters = projected.split([int(case["C"]), int(case["H"] * case["K"])], dim=-1)
+    filters = filters.unflatten(-1, (int(case["H"]), int(case["K"])))
+
+    def step(t, state):
+        token = slice(t, t + 1)
+        return dynaconv.dynamic_conv(
+            inputs[:, token], filters[:, token], initial_state=state, return_final_state=True, **options
+        )
+
     with dynaconv.backend(backend):
-        y = dynaconv.dynamic_conv(inputs, filters.unflatten(-1, (int(case["H"]), int(case["K"]))), **options)
+        y = dynaconv.dynamic_conv(inputs, filters, **options)
         check_output(y, batch_first(case["out"]))
         y.backward(batch_first(case["grad_out"]))
+        if "out_incremental" in case:
+            check_token_by_token(case, step, x.shape[1])
     names = ("grad_weight_linear_weight", "grad_weight_linear_bias")
     for actual, expected in [(leaf.grad, case[key]) for leaf, key in zip(leaves, names, strict=True)]:
         check_gradient(actual, expected)

@@ -12,19 +12,24 @@ from .oracle import assert_as_accurate, loop_conv, outputs_and_gradients, refere
 
 OPERATORS = {"static": dynaconv.static_conv, "dynamic": dynaconv.dynamic_conv}
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-LAYOUTS = ["contiguous", "sliced", "transposed", "expanded"]
+MIXED = [
+    (torch.bfloat16, torch.float32),
+    (torch.float32, torch.float16),
+    (torch.float32, torch.float64),
+    (torch.float64, torch.float32),
+]
+LAYOUTS = ["contiguous", "sliced", "transposed", "expanded", "repeated"]
 
 
 @st.composite
 def cases(draw):
     """Sizes with 0, 1, primes and W > T; any head count that divides D; any padding."""
-    heads, channels = draw(st.sampled_from([1, 2, 3, 5, 16])), draw(st.sampled_from([1, 2, 3, 7, 16, 24, 65]))
+    channels = draw(st.sampled_from([1, 2, 3, 7, 16, 24, 65, 300]))
+    heads = draw(st.sampled_from([h for h in (1, 2, 3, 5, 16) if h * channels <= 1040]))
     width = draw(st.sampled_from([1, 2, 3, 4, 5, 8, 9, 16, 31]))
-    sizes = draw(st.sampled_from([0, 1, 2, 3])), draw(st.sampled_from([0, 1, 2, 3, 7, 30, 50, 67]))
+    sizes = draw(st.sampled_from([0, 1, 2, 6])), draw(st.sampled_from([0, 1, 2, 3, 7, 30, 50, 67]))
     padding = draw(st.one_of(st.sampled_from(["causal", "same"]), st.integers(0, width - 1)))
-    dtypes = draw(
-        st.sampled_from([(d, d) for d in DTYPES] + [(torch.bfloat16, torch.float32), (torch.float32, torch.float16)])
-    )
+    dtypes = draw(st.sampled_from([(d, d) for d in DTYPES] + MIXED))
     return {
         "sizes": (*sizes, heads * channels, heads, width), "padding": padding, "dtypes": dtypes,
         "normalize": draw(st.sampled_from([None, "softmax"])), "seed": draw(st.integers(0, 2**16)),
@@ -35,13 +40,14 @@ def cases(draw):
 def make(shape, dtype, layout, generator):
     """Random numbers of a shape in memory that is laid out otherwise, with NaN in every gap."""
     if layout == "sliced":
-        wide = torch.full((*shape[:-1], shape[-1] + 5), float("nan"), dtype=dtype)
-        view = wide[..., 2 : 2 + shape[-1]]
-        return view.copy_(torch.randn(shape, generator=generator).to(dtype))
+        wide = torch.full([n + 5 for n in shape], float("nan"), dtype=dtype)
+        return wide[tuple(slice(2, 2 + n) for n in shape)].copy_(torch.randn(shape, generator=generator).to(dtype))
     if layout == "transposed":
         return torch.randn((*shape[:-2], shape[-1], shape[-2]), generator=generator).to(dtype).transpose(-1, -2)
     if layout == "expanded" and shape[0] > 0:
         return torch.randn((1, *shape[1:]), generator=generator).to(dtype).expand(shape)
+    if layout == "repeated":
+        return torch.randn((*shape[:-1], 1), generator=generator).to(dtype).expand(shape)
     return torch.randn(shape, generator=generator).to(dtype)
 
 
@@ -71,7 +77,7 @@ def check(kind, case, change=lambda results: results):
 
 
 @pytest.mark.parametrize("kind", OPERATORS)
-@settings(deadline=None, derandomize=True, max_examples=120)
+@settings(deadline=None, derandomize=True, max_examples=80)
 @given(case=cases())
 def test_kernels_are_as_accurate_as_the_reference(kind, case):
     check(kind, case)
@@ -123,8 +129,8 @@ def test_reference_is_the_definition(padding, T, H, W):
 
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_reference_gradients_of_any_order(kind):
-    x = torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True)
-    shape = (2, 3) if kind == "static" else (2, 5, 2, 3)
+    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    shape = (2, 4) if kind == "static" else (2, 3, 2, 4)
     filters = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     function = reference(OPERATORS[kind], normalize="softmax", padding="same")
     assert torch.autograd.gradcheck(function, (x, filters))

@@ -43,39 +43,28 @@ def test_chunks_equal_the_whole(backend, kind, cuts, width):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["static", "dynamic"])
-@pytest.mark.parametrize("cut", [1, 2, 9])
-def test_gradients_flow_through_the_state(backend, kind, cut):
-    x, filters, grad = torch.randn(2, 10, 12), filters_of(kind, 10, 4), torch.randn(2, 10, 12)
+@settings(deadline=None, derandomize=True, max_examples=15)
+@given(cuts=st.lists(st.integers(0, 10), max_size=4), width=st.sampled_from([1, 2, 4, 17]))
+def test_gradients_flow_through_the_state(backend, kind, cuts, width):
+    """Into the inputs, the filters and the first state, from the outputs and the final state."""
+    leaves = [torch.randn(2, 10, 12), filters_of(kind, 10, width), torch.randn(2, width - 1, 12)]
+    grads = [torch.randn(2, 10, 12), torch.randn(2, width - 1, 12)]
 
-    def gradients(chunked):
-        a, f = x.clone().requires_grad_(), filters.clone().requires_grad_()
-        with dynaconv.backend(backend):
-            if chunked:
-                first, state = conv(kind, a, f, slice(0, cut), return_final_state=True)
-                second = conv(kind, a, f, slice(cut, None), initial_state=state)
-                y = torch.cat([first, second], 1)
-            else:
-                y = conv(kind, a, f, slice(None))
-        return torch.autograd.grad(y, (a, f), grad)
+    def gradients(edges):
+        x, filters, first = (leaf.clone().requires_grad_() for leaf in leaves)
+        state, pieces = first, []
+        for a, b in zip(edges, edges[1:], strict=False):
+            y, state = conv(kind, x, filters, slice(a, b), initial_state=state, return_final_state=True)
+            pieces.append(y)
+        return torch.autograd.grad([torch.cat(pieces, 1), state], [x, filters, first], grads)
 
-    for chunked, whole in zip(gradients(True), gradients(False), strict=True):
-        torch.testing.assert_close(chunked, whole)
+    with dynaconv.backend(backend):
+        chunked, whole = gradients([0, *sorted(cuts), 10]), gradients([0, 10])
+    for a, b in zip(chunked, whole, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_leaving_out_the_state_is_noticed():
     x, filters = torch.randn(2, 10, 12), filters_of("dynamic", 10, 4)
     whole = conv("dynamic", x, filters, slice(None))
     assert not torch.allclose(conv("dynamic", x, filters, slice(5, None)), whole[:, 5:])
-
-
-def test_state_is_for_causal_inference():
-    x, filters = torch.randn(2, 10, 12, requires_grad=True), filters_of("dynamic", 10, 4)
-    state = torch.zeros(2, 3, 12)
-    with pytest.raises(ValueError, match="state is overwritten in place and carries no gradient"):
-        dynaconv.dynamic_conv(x, filters, state=state)
-    with pytest.raises(ValueError, match="a state needs padding=\"causal\".*'same'"):
-        dynaconv.dynamic_conv(x, filters, padding="same", return_final_state=True)
-    with pytest.raises(ValueError, match="either initial_state or state"):
-        dynaconv.dynamic_conv(x.detach(), filters, state=state, initial_state=state)
-    with pytest.raises(ValueError, match=r"initial_state must be \[B, W - 1, D\] = \[2, 3, 12\]; got \[2, 4, 12\]"):
-        dynaconv.dynamic_conv(x, filters, initial_state=torch.zeros(2, 4, 12))

@@ -76,7 +76,8 @@ def _dynamic_backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, 
     if ctx.needs_input_grad[0]:
         dx = dynamic_input_grad(grad, filters, ctx.left, x.shape[1])
     if ctx.needs_input_grad[1]:
-        df = dynamic_filter_grad(grad, x, ctx.left, *filters.shape[2:]).to(filters.dtype)
+        wide = x.to(torch.promote_types(x.dtype, filters.dtype))  # fp64 where only the filters are
+        df = dynamic_filter_grad(grad, wide, ctx.left, *filters.shape[2:]).to(filters.dtype)
     return dx, df, None
 
 
@@ -87,7 +88,8 @@ def _static_backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, N
         # The transpose of a convolution is the convolution with the flipped filter.
         dx = static_conv(grad, filters.flip(1), filters.shape[1] - 1 - ctx.left, x.shape[1])
     if ctx.needs_input_grad[1]:
-        df = static_filter_grad(grad, x, ctx.left, *filters.shape).to(filters.dtype)
+        wide = x.to(torch.promote_types(x.dtype, filters.dtype))  # fp64 where only the filters are
+        df = static_filter_grad(grad, wide, ctx.left, *filters.shape).to(filters.dtype)
     return dx, df, None, None
 
 
