@@ -3,12 +3,15 @@
 import logging
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-from tyro.conf import Positional, arg
+try:
+    import tyro
+    from tyro.conf import Positional, arg
+except ModuleNotFoundError as missing:
+    sys.exit(f'dynaconv: error: {missing}: pip install "dynaconv[train]"')
 
 from . import __version__
 
@@ -51,16 +54,18 @@ class Evaluate:
     data: Positional[str]
     """The test set, as in a recipe's data section: a TSV file, or what --format says."""
     format: Literal["tsv", "text", "huggingface"] = "tsv"
-    source_lang: str = "de"
-    target_lang: str = "en"
+    source_lang: str | None = None
+    """Default: the language of the model's recipe."""
+    target_lang: str | None = None
+    """The same; decides how BLEU cuts words."""
     source_column: int = 0
     target_column: int = 1
     beams: int = 4
     length_penalty: float = 1.0
     max_tokens: int = 4000
     """Batch size: source tokens x beams."""
-    lowercase: bool = False
-    """Compare lower-cased text."""
+    lowercase: bool | None = None
+    """Compare lower-cased text; default: where the model's recipe lower-cases."""
     compound_split: bool = False
     """Split words at hyphens for tokenized BLEU, as the paper did for WMT."""
     json: Path | None = None
@@ -135,9 +140,11 @@ def _usage() -> str:
 
 
 def _parse_recipe(command: str, description: str, arguments: list[str], run_options: bool) -> Any:
-    from .tasks.translation.recipe import Recipe, load_recipe
+    from .tasks.translation.recipe import Recipe, check_recipe, load_recipe
 
     path = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if path is None and not {"-h", "--help"} & set(arguments):
+        raise ValueError(f"give the recipe first: dynaconv {command} RECIPE.yaml [options]")
     recipe = load_recipe(path) if path else Recipe()
 
     @dataclass
@@ -156,9 +163,11 @@ def _parse_recipe(command: str, description: str, arguments: list[str], run_opti
         """A YAML file, such as recipes/demo.yaml."""
         recipe: Annotated[Recipe, arg(name="")] = field(default_factory=lambda: recipe)
 
-    return tyro.cli(
+    parsed = tyro.cli(
         Run if run_options else Prepare, prog=f"dynaconv {command}", description=description, args=arguments
     )
+    parsed.recipe = check_recipe(asdict(parsed.recipe), "options")
+    return parsed
 
 
 def _train(arguments: list[str]) -> None:
@@ -192,14 +201,21 @@ def _translate(arguments: list[str]) -> None:
 def _evaluate(arguments: list[str]) -> None:
     options = tyro.cli(Evaluate, prog="dynaconv evaluate", args=arguments)
     from .data.config import DataConfig
-    from .tasks.translation.report import evaluate_model
+    from .tasks.translation.report import evaluate_model, recipe_of
 
+    recipe = recipe_of(options.model)
+    trained = recipe.data if recipe else None
+    source = options.source_lang or (trained.source_lang if trained else None)
+    target = options.target_lang or (trained.target_lang if trained else None)
+    if source is None or target is None:
+        raise ValueError(f"{options.model} has no recipe.yaml: give --source-lang and --target-lang")
     data = DataConfig(
-        format=options.format, source_lang=options.source_lang, target_lang=options.target_lang,
-        source_column=options.source_column, target_column=options.target_column,
+        format=options.format, source_lang=source, target_lang=target, source_column=options.source_column,
+        target_column=options.target_column,
     )  # fmt: skip
+    lowercase = recipe is not None and recipe.tokenizer.lowercase if options.lowercase is None else options.lowercase
     evaluate_model(
         options.model, options.data, data, json_path=options.json, hypotheses_path=options.hypotheses,
         samples=options.samples, device=options.device, beams=options.beams, length_penalty=options.length_penalty,
-        max_tokens=options.max_tokens, lowercase=options.lowercase, compound_split=options.compound_split,
+        max_tokens=options.max_tokens, lowercase=lowercase, compound_split=options.compound_split,
     )  # fmt: skip

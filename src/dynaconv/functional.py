@@ -45,6 +45,9 @@ _forced = _Forced()
 def backend(name: str) -> Iterator[None]:
     """Force an implementation inside a `with` block, in this thread: "reference" (plain PyTorch) or "cpu" (Numba).
 
+    What the kernels cannot do, function transforms, forward-mode derivatives and forked processes, takes the reference
+    under "cpu" too.
+
     Without it, CPU tensors take the Numba kernels and everything else takes the reference.
 
     Raises:
@@ -207,7 +210,7 @@ def _normalized(filters: Tensor, normalize: str | None) -> Tensor:
 
 
 def _kernel_is_usable(x: Tensor, filters: Tensor) -> bool:
-    """Whether the Numba kernels serve these tensors; True or an error where they are forced."""
+    """Whether the Numba kernels serve these tensors. Function transforms and forked processes take the reference."""
     forced = _forced.backend
     if forced == "reference":
         return False

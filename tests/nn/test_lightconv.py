@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
@@ -93,6 +94,11 @@ def test_errors(module):
         module(8, 3, 2, weight_dropout=1)
     with pytest.raises(ValueError, match="renormalize_edges needs normalize"):
         module(8, 3, 2, normalize=None, renormalize_edges=True)
+    layer = module(8, 3, 2, renormalize_edges=True)
+    with pytest.raises(ValueError, match="offset must be the number of tokens before x"):
+        layer(torch.randn(1, 4, 8), initial_state=torch.zeros(1, 2, 8))
+    with pytest.raises(ValueError, match=re.escape("x must be [B, T, dim] with dim = 8; got [1, 8, 4]")):
+        layer(torch.randn(1, 8, 4))
 
 
 def test_query():

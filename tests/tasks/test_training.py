@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,7 +92,7 @@ def test_killed_five_times_ends_with_the_same_bits(tmp_path, cache):
 @pytest.mark.slow
 def test_two_processes(tmp_path, cache):
     """Data-parallel training: two processes with one batch each take the steps of one process with two batches."""
-    options = SHORT | {"max_steps": 10, "save_steps": 10, "eval_steps": 10, "accumulation": 1}
+    options = SHORT | {"max_steps": 20, "save_steps": 10, "eval_steps": 10, "accumulation": 1}
     recipe = write_recipe(
         tmp_path, train=options, model={"dropout": 0.0, "input_dropout": 0.0, "attention_dropout": 0.0}
     )
@@ -105,6 +106,20 @@ def test_two_processes(tmp_path, cache):
     )
     histories = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("two", "one")]
     losses = [[entry["eval_loss"] for entry in history if "eval_loss" in entry] for history in histories]
+    # In the middle of the second epoch again: the batches must be those that the run would have seen.
+    weights = load_file(tmp_path / "two" / "model.safetensors")
+    for name in ("checkpoint-20", "history.json", "curves.png", "model.safetensors"):
+        path = tmp_path / "two" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    result = subprocess.run(
+        [*run, "--resume"], capture_output=True, text=True, env=environment, timeout=600, check=False
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    resumed = load_file(tmp_path / "two" / "model.safetensors")
+    assert all(torch.equal(weights[key], resumed[key]) for key in weights)
+    alone = run_cli("train", recipe, "--output", tmp_path / "two", "--resume", cache=cache)
+    assert alone.returncode == 2
+    assert "was started with 2 processes and cannot go on with 1" in alone.stderr
     # Measured: 1.1e-3. Adam's first steps turn rounding errors of tiny gradients into steps of the full learning rate.
     assert losses[0] == pytest.approx(losses[1], rel=3e-3)
 
@@ -153,6 +168,8 @@ def test_mistakes_lose_nothing(toy_run, tmp_path, cache):
         ("train", recipe, "--output", tmp_path / "x", "--model.encoder_kernel_sizes", "3", "5", "7"): "got 3: [3, 5, 7]",
         ("train", recipe, "--output", tmp_path / "x", "--train.max_tokens", "5"): "raise train.max_tokens",
         ("train", tmp_path / "absent.yaml"): "no recipe",
+        ("train", recipe, "--output", tmp_path / "x", "--train.max_steps", "0"): "greater than or equal to 1; got 0",
+        ("train", "--output", tmp_path / "x", recipe): "give the recipe first: dynaconv train RECIPE.yaml",
         ("trian",): "no command 'trian': there are train",
     }  # fmt: skip
     for arguments, message in cases.items():
@@ -164,6 +181,36 @@ def test_mistakes_lose_nothing(toy_run, tmp_path, cache):
     assert misspelt.returncode == 2
     assert "learning" in misspelt.stderr + misspelt.stdout
     assert (toy_run / "model.safetensors").read_bytes() == before
+
+
+def test_other_data_is_refused(tmp_path, cache):
+    """Another vocabulary under the same weights would be nonsense, and the held-out text would be training text."""
+    recipe = write_recipe(tmp_path, train=SHORT | {"max_steps": 2, "save_steps": 2, "eval_steps": 5})
+    run = tmp_path / "run"
+    assert run_cli("train", recipe, "--output", run, cache=cache).returncode == 0
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    with (tmp_path / "train.tsv").open("a", encoding="utf-8") as file:
+        file.write("sechs gelbe Hunde\tsix yellow dogs\n")
+    result = run_cli("train", recipe, "--output", run, "--resume", cache=cache)
+    assert result.returncode == 2
+    assert "was started with other data" in result.stderr
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+def test_killed_behind_the_last_checkpoint(tmp_path, cache):
+    recipe = write_recipe(tmp_path, train=SHORT | {"max_steps": 4, "save_steps": 2, "eval_steps": 2, "log_steps": 1})
+    run = tmp_path / "run"
+    assert run_cli("train", recipe, "--output", run, cache=cache).returncode == 0
+    history = json.loads((run / "history.json").read_text())
+    for name in ("history.json", "curves.png", "model.safetensors"):
+        (run / name).unlink()
+    (run / "deleting-checkpoint-1").mkdir()
+    assert run_cli("train", recipe, "--output", run, "--resume", cache=cache).returncode == 0
+    assert {"curves.png", "model.safetensors"} <= {path.name for path in run.iterdir()}
+    losses = [
+        [e["loss"] for e in log if "loss" in e] for log in (history, json.loads((run / "history.json").read_text()))
+    ]
+    assert losses[0] == losses[1]
 
 
 def test_resuming_a_finished_run_changes_nothing(toy_run, cache):

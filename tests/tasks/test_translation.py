@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -69,6 +70,29 @@ def test_scores_are_log_probabilities_per_token(translator):
     with torch.no_grad():
         loss = translator.model(ids, labels=labels).loss.item()
     assert best.score == pytest.approx(-loss, abs=1e-4)
+
+
+def test_a_model_with_code_of_its_own_is_refused(tmp_path, toy_run):
+    """Also where the first line of the text is "yes", which transformers would take for consent."""
+    shutil.copytree(toy_run, tmp_path / "evil", ignore=shutil.ignore_patterns("checkpoint-*"))
+    config = {"model_type": "unheard_of", "auto_map": {"AutoConfig": "evil.Evil", "AutoModelForSeq2SeqLM": "evil.Evil"}}
+    (tmp_path / "evil" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "evil" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    result = translate(tmp_path / "evil", b"yes\n")
+    assert result.returncode == 2
+    assert not (tmp_path / "ran").exists()
+    assert "Traceback" not in result.stderr.decode()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_damaged_files(tmp_path, toy_run, name):
+    shutil.copytree(toy_run, tmp_path / "damaged", ignore=shutil.ignore_patterns("checkpoint-*"))
+    content = (toy_run / name).read_bytes()
+    (tmp_path / "damaged" / name).write_bytes(content[: len(content) // 2])
+    result = translate(tmp_path / "damaged", b"zwei Hunde\n")
+    assert result.returncode == 2
+    assert "damaged cannot be loaded, a file of it may be damaged" in result.stderr.decode()
+    assert "Traceback" not in result.stderr.decode()
 
 
 def test_batches_respect_their_cost():

@@ -72,6 +72,13 @@ class PreparedCorpus:
     """{"valid", "test"}, in the order of the arrays."""
     directory: Path
 
+    def digest(self) -> str:
+        """SHA-256 of everything in the corpus, 64 hexadecimal digits: equal where training would see the same."""
+        total = hashlib.sha256()
+        for path in sorted(self.directory.iterdir()):
+            total.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        return total.hexdigest()
+
 
 def cache_directory() -> Path:
     """$DYNACONV_CACHE, or dynaconv in the user's cache folder."""

@@ -35,6 +35,10 @@ class _Convolution(nn.Module):
         self.weight_dropout, self.renormalize_edges = weight_dropout, renormalize_edges
         self.bias = nn.Parameter(torch.zeros(dim, **factory)) if bias else None
 
+    def _check(self, x: Tensor) -> None:
+        if x.dim() != 3 or x.shape[-1] != self.dim:
+            raise ValueError(f"x must be [B, T, dim] with dim = {self.dim}; got {list(x.shape)}")
+
     def extra_repr(self) -> str:
         return (
             f"{self.dim}, kernel_size={self.kernel_size}, heads={self.heads}, padding={self.left}, "
@@ -42,16 +46,27 @@ class _Convolution(nn.Module):
         )
 
     def _convolve(
-        self, x: Tensor, filters: Tensor, initial_state: Tensor | None, return_final_state: bool, offset: int
+        self,
+        x: Tensor,
+        filters: Tensor,
+        mask_shape: torch.Size,
+        initial_state: Tensor | None,
+        return_final_state: bool,
+        offset: int | None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         if self.renormalize_edges:
-            filters = self._mask_edges(filters, x.shape[1], offset)
+            if initial_state is not None and offset is None:
+                raise ValueError(
+                    "offset must be the number of tokens before x where edges are renormalised and an initial_state is "
+                    "given; got None"
+                )
+            filters = self._mask_edges(filters, x.shape[1], offset or 0)
         normalize = self.normalize
         if self.training and self.weight_dropout > 0:
             if normalize == "softmax":
                 filters = filters.softmax(-1, dtype=torch.promote_types(filters.dtype, torch.float32))
                 normalize = None
-            filters = F.dropout(filters, self.weight_dropout)
+            filters = filters * F.dropout(filters.new_ones(mask_shape), self.weight_dropout)
         conv = static_conv if filters.dim() == 2 else dynamic_conv
         result = conv(
             x, filters, normalize=normalize, padding=self.left,
@@ -112,7 +127,12 @@ class LightConv(_Convolution):
             nn.init.zeros_(self.bias)
 
     def forward(
-        self, x: Tensor, *, initial_state: Tensor | None = None, return_final_state: bool = False, offset: int = 0
+        self,
+        x: Tensor,
+        *,
+        initial_state: Tensor | None = None,
+        return_final_state: bool = False,
+        offset: int | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Convolve x.
 
@@ -120,15 +140,19 @@ class LightConv(_Convolution):
             x: [B, T, D].
             initial_state: [B, W-1, D], the inputs before x.
             return_final_state: also return the state to start the next chunk from.
-            offset: number of tokens before x[:, 0]; matters to `renormalize_edges` only.
+            offset: number of tokens before x[:, 0]; needed for `renormalize_edges` with an `initial_state` only.
 
         Returns:
             [B, T, D], or with `return_final_state` the pair (y, [B, W-1, D]).
+
+        Raises:
+            ValueError: x is not [B, T, dim], or a missing `offset`.
         """
+        self._check(x)
         filters = self.weight
         if self.renormalize_edges:
             filters = filters.expand(x.shape[0], x.shape[1], -1, -1)
-        return self._convolve(x, filters, initial_state, return_final_state, offset)
+        return self._convolve(x, filters, self.weight.shape, initial_state, return_final_state, offset)
 
 
 class DynamicConv(_Convolution):
@@ -183,7 +207,7 @@ class DynamicConv(_Convolution):
 
     def forward(
         self, x: Tensor, query: Tensor | None = None, *, initial_state: Tensor | None = None,
-        return_final_state: bool = False, offset: int = 0,
+        return_final_state: bool = False, offset: int | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
         """Convolve x with filters predicted from `query`.
 
@@ -192,18 +216,20 @@ class DynamicConv(_Convolution):
             query: [B, T, query_dim] where the module has a `query_dim`, else None.
             initial_state: [B, W-1, D], the inputs before x.
             return_final_state: also return the state to start the next chunk from.
-            offset: number of tokens before x[:, 0]; matters to `renormalize_edges` only.
+            offset: number of tokens before x[:, 0]; needed for `renormalize_edges` with an `initial_state` only.
 
         Returns:
             [B, T, D], or with `return_final_state` the pair (y, [B, W-1, D]).
 
         Raises:
-            ValueError: `query` given without `query_dim`, or missing with it.
+            ValueError: x is not [B, T, dim], a missing `offset`, or `query` given without `query_dim` or missing with
+                it.
         """
+        self._check(x)
         if (query is None) != (self.query_dim is None):
             given = "none was given" if query is None else "one was given"
             raise ValueError(
                 f"query must be given exactly where the module has a query_dim ({self.query_dim}); {given}"
             )
         filters = self.filter_proj(x if query is None else query).unflatten(-1, (self.heads, self.kernel_size))
-        return self._convolve(x, filters, initial_state, return_final_state, offset)
+        return self._convolve(x, filters, filters.shape, initial_state, return_final_state, offset)

@@ -75,8 +75,8 @@ class LightConvConfig(PreTrainedConfig):
     d_model: int = 512
     encoder_layers: int = 7
     decoder_layers: int = 6
-    encoder_kernel_sizes: list[int] | None = None
-    decoder_kernel_sizes: list[int] | None = None
+    encoder_kernel_sizes: list[int] | int | None = None
+    decoder_kernel_sizes: list[int] | int | None = None
     encoder_mixer: str = "dynamic"
     decoder_mixer: str = "dynamic"
     encoder_conv_dim: int | None = None
@@ -111,6 +111,9 @@ class LightConvConfig(PreTrainedConfig):
         for name, choices in (("share_embeddings", SHARING), ("position_embedding", POSITIONS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
+        for name in ("pad_token_id", "decoder_start_token_id"):
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} must be a token of the vocabulary; got None")
         if self.share_embeddings == "all" and self.source_vocab_size not in (None, self.vocab_size):
             raise ValueError(
                 f'share_embeddings="all" needs one vocabulary; got source_vocab_size = {self.source_vocab_size}, '
@@ -140,6 +143,7 @@ class LightConvConfig(PreTrainedConfig):
         layers, dim = getattr(self, f"{side}_layers"), getattr(self, f"{side}_conv_dim") or self.d_model
         mixer, heads = getattr(self, f"{side}_mixer"), getattr(self, f"{side}_heads")
         kernels = getattr(self, f"{side}_kernel_sizes") or default_kernels
+        kernels = [kernels] if isinstance(kernels, int) else kernels
         if len(kernels) == 1:
             kernels = kernels * layers
         if mixer not in MIXERS:

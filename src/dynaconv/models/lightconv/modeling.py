@@ -86,6 +86,8 @@ class LightConvEncoder(LightConvPreTrainedModel):
         Returns:
             `last_hidden_state`, [B, S, E].
         """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds, the source")
         attention_mask = source_mask(self.config, input_ids, attention_mask)
         x = self.embeddings(input_ids, inputs_embeds, attention_mask, 0)
         for layer in self.layers:
@@ -160,7 +162,7 @@ class LightConvModel(LightConvPreTrainedModel):
         decoder_inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
-    ) -> Seq2SeqModelOutput:
+    ) -> Seq2SeqModelOutput | tuple:
         """Encode the source and decode target tokens.
 
         Args:
@@ -177,10 +179,11 @@ class LightConvModel(LightConvPreTrainedModel):
             **kwargs: ignored; transformers passes loss and generation options.
 
         Returns:
-            `last_hidden_state` [B, T, E], `past_key_values`, `encoder_last_hidden_state` [B, S, E].
+            `last_hidden_state` [B, T, E], `past_key_values`, `encoder_last_hidden_state` [B, S, E]. With
+            return_dict=False a tuple without the missing ones.
 
         Raises:
-            ValueError: no target tokens were given.
+            ValueError: no source or no target tokens were given.
         """
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             raise ValueError("decoder_input_ids, decoder_inputs_embeds or labels must be given; got none of them")
@@ -195,9 +198,10 @@ class LightConvModel(LightConvPreTrainedModel):
         x = self.decoder(
             decoder_input_ids, memory, attention_mask, decoder_attention_mask, decoder_inputs_embeds, past_key_values
         )
-        return Seq2SeqModelOutput(
+        result = Seq2SeqModelOutput(
             last_hidden_state=x, past_key_values=past_key_values, encoder_last_hidden_state=memory
         )
+        return result if kwargs.get("return_dict", True) else result.to_tuple()
 
 
 class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixin):
@@ -241,6 +245,15 @@ class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixi
     def get_output_embeddings(self) -> nn.Linear:
         """The output layer."""
         return self.lm_head
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Resize the vocabulary; raises ValueError where source and target do not share one."""
+        if new_num_tokens is not None and self.config.share_embeddings != "all":
+            raise ValueError(
+                f'resize_token_embeddings needs share_embeddings="all": with "{self.config.share_embeddings}" source '
+                "and target have vocabularies of their own"
+            )
+        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """Labels [B, T] shifted right, starting with `decoder_start_token_id`, -100 replaced by padding."""
@@ -286,7 +299,7 @@ class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixi
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         return_dict = kwargs.pop("return_dict", True)
-        outputs = self.model(
+        outputs: Any = self.model(
             input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, encoder_outputs, past_key_values,
             inputs_embeds, decoder_inputs_embeds, use_cache,
         )  # fmt: skip
@@ -294,7 +307,8 @@ class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixi
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
-            loss = loss / kwargs.get("num_items_in_batch", (labels != -100).sum())
+            items = kwargs.get("num_items_in_batch")
+            loss = loss / ((labels != -100).sum() if items is None else items)
         result = Seq2SeqLMOutput(
             loss=loss,
             logits=logits,

@@ -40,7 +40,9 @@ def publish(staged: Path, final: Path) -> None:
 
 
 def keep_last(directory: Path, count: int) -> None:
-    """Delete all but the last `count` checkpoints."""
+    """Delete all but the last `count` checkpoints, and what a kill left of earlier deletions."""
+    for leftover in directory.glob("deleting-checkpoint-*"):
+        shutil.rmtree(leftover)
     for path in checkpoints(directory)[:-count]:
         # A name of its own first: a folder that is half deleted must not count as a checkpoint.
         doomed = path.with_name(f"deleting-{path.name}")

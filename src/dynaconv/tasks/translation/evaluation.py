@@ -10,9 +10,9 @@ from ...data.corpus import ParallelText
 from .translator import Translator
 
 
-def bleu_score(hypotheses: list[str], references: list[str]) -> float:
-    """sacreBLEU with its default tokenization, 0..100."""
-    return BLEU().corpus_score(hypotheses, [references]).score
+def bleu_score(hypotheses: list[str], references: list[str], *, language: str, lowercase: bool = False) -> float:
+    """sacreBLEU with its default tokenization for a target language, 0..100."""
+    return BLEU(lowercase=lowercase, trg_lang=language).corpus_score(hypotheses, [references]).score
 
 
 def score(
@@ -28,14 +28,14 @@ def score(
     Args:
         hypotheses: translations.
         references: one reference each.
-        language: of the target, for the Moses tokenizer.
+        language: of the target, for sacreBLEU's and the Moses tokenizer.
         lowercase: compare lower-cased text (the 2019 paper's IWSLT numbers).
         compound_split: split words at hyphens before tokenized BLEU (the paper's WMT numbers; adds about 0.7 BLEU).
 
     Returns:
         {metric: {"score": 0..100, "signature": how it was computed}}.
     """
-    bleu, chrf = BLEU(lowercase=lowercase), CHRF(lowercase=lowercase)
+    bleu, chrf = BLEU(lowercase=lowercase, trg_lang=language), CHRF(lowercase=lowercase)
     results = {}
     for name, metric in (("BLEU", bleu), ("chrF", chrf)):
         results[name] = {

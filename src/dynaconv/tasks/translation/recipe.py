@@ -4,14 +4,17 @@ import dataclasses
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from annotated_types import Ge, Gt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ...data.config import DataConfig, TokenizerConfig
 
 Mixer = Literal["lightweight", "dynamic", "attention"]
+Positive = Annotated[int, Ge(1)]
+Count = Annotated[int, Ge(0)]
 
 
 @dataclasses.dataclass
@@ -61,17 +64,17 @@ class ModelConfig:
 class TrainConfig:
     """Optimisation: Adam (betas 0.9, 0.98), loss averaged over target tokens."""
 
-    max_steps: int = 50000
+    max_steps: Positive = 50000
     """Updates."""
-    max_tokens: int = 4000
+    max_tokens: Positive = 4000
     """Batch size of one device: longest side x sentences is at most this."""
-    accumulation: int = 1
+    accumulation: Positive = 1
     """Batches per update."""
-    learning_rate: float = 5e-4
+    learning_rate: Annotated[float, Gt(0)] = 5e-4
     """At the end of the warmup."""
     schedule: Literal["inverse_sqrt", "cosine"] = "inverse_sqrt"
     """After a linear warmup: lr * sqrt(warmup / step), or half a cosine down to min_learning_rate."""
-    warmup_steps: int = 4000
+    warmup_steps: Count = 4000
     min_learning_rate: float = 0.0
     """Of the cosine schedule."""
     weight_decay: float = 0.0
@@ -79,15 +82,15 @@ class TrainConfig:
     label_smoothing: float = 0.1
     clip_norm: float = 0.0
     """Of the gradient; 0: no clipping."""
-    average_last: int = 10
+    average_last: Positive = 10
     """The final model is the mean of this many last checkpoints."""
-    save_steps: int = 1000
+    save_steps: Positive = 1000
     """Updates between checkpoints."""
-    eval_steps: int = 1000
+    eval_steps: Positive = 1000
     """Updates between evaluations on the validation set."""
-    eval_sentences: int = 500
+    eval_sentences: Count = 500
     """Validation sentences that are translated (greedily) for BLEU; 0: none."""
-    log_steps: int = 100
+    log_steps: Positive = 100
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on a GPU that has it, else fp32."""
     seed: int = 1
@@ -121,15 +124,29 @@ def load_recipe(path: str | Path) -> Recipe:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict | None):
+        raise ValueError(f"{path} must hold sections (data, tokenizer, model, train); got a {type(content).__name__}")
+    return check_recipe(content or {}, str(path))
+
+
+def check_recipe(content: dict[str, Any], name: str) -> Recipe:
+    """Values as a recipe.
+
+    Raises:
+        ValueError: unknown keys, or values of the wrong type or out of bounds, each named.
+    """
     try:
-        return TypeAdapter(Recipe).validate_python(content or {})
+        return TypeAdapter(Recipe).validate_python(content)
     except ValidationError as error:
-        raise ValueError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from None
+        raise ValueError(f"{name}: " + "; ".join(_explain(e) for e in error.errors())) from None
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write every value of a recipe as YAML."""
-    path.write_text(yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    """Write every value of a recipe as YAML, in one step."""
+    partial = path.with_suffix(".partial")
+    text = yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True)
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(path)
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:

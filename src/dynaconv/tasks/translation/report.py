@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from ...data.config import DataConfig
 from ...data.corpus import read_parallel
 from .evaluation import evaluate
-from .recipe import Recipe
+from .recipe import Recipe, load_recipe
 from .translator import Translator
 
 logger = logging.getLogger("dynaconv")
@@ -32,11 +32,20 @@ def translate_files(model: Path, files: Sequence[Path], *, nbest: int, device: s
     logger.info("%d lines in %.1f s: %.1f sentences/s", len(lines), seconds, len(lines) / max(seconds, 1e-9))
 
 
+def recipe_of(model: Path) -> Recipe | None:
+    """The recipe that a model was trained with: in its run folder, which may be the parent of a checkpoint."""
+    found = [path for path in (model / "recipe.yaml", model.parent / "recipe.yaml") if path.is_file()]
+    return load_recipe(found[0]) if found else None
+
+
 def evaluate_model(
     model: Path, spec: str, data: DataConfig, *, json_path: Path | None, hypotheses_path: Path | None, samples: int,
     device: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """Score a model on a test set, print a table and samples, and write JSON and translations where asked."""
+    for path in filter(None, (json_path, hypotheses_path)):
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
     text = read_parallel(spec, data)
     if not text.source:
         raise ValueError(f"{spec} has no sentences")
@@ -88,7 +97,7 @@ def _read_lines(files: Sequence[Path]) -> Iterator[str]:
     for name, stream in [(str(f), f.open("rb")) for f in files] or [("standard input", sys.stdin.buffer)]:
         with stream:
             for number, raw in enumerate(stream, 1):
-                line = raw.decode("utf-8", errors="replace").rstrip("\r\n")
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8", errors="replace").rstrip("\r\n")
                 if "\ufffd" in line and "\ufffd".encode() not in raw:
                     logger.warning("%s, line %d: not valid UTF-8, undecodable bytes are ignored", name, number)
                 yield line.replace("\ufffd", "")

@@ -12,7 +12,14 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+)
 
 from ...data.batching import Seq2SeqCollator, TokenBatchSampler
 from ...data.dataset import PairDataset
@@ -80,6 +87,7 @@ class TranslationTrainer(Seq2SeqTrainer):
         self.add_callback(ConsoleCallback())
         # Both now: a sentence that is too long must end a run before it starts.
         self._train_loader = self._loader(train_dataset, shuffle=True)
+        self.add_callback(EpochCallback(self._train_loader.batch_sampler))
         self._eval_loader = self._loader(eval_dataset, shuffle=False)
         self._network = model
         self._staging: Path | None = None
@@ -103,7 +111,7 @@ class TranslationTrainer(Seq2SeqTrainer):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Tensor | int | None]:
         """Also count target tokens, for tokens per second."""
         samples, items = super().get_batch_samples(*args, **kwargs)
-        self._tokens += int(items or 0)
+        self._tokens += 0 if items is None else int(items)
         return samples, items
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -119,18 +127,18 @@ class TranslationTrainer(Seq2SeqTrainer):
         """Validation loss in nats per target token, without label smoothing, and BLEU of greedy translations."""
         started = time.perf_counter()
         self._network.eval()
-        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        loss = TokenLoss(0.0)
+        sums, loss = [0.0, 0.0], TokenLoss(0.0)
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         for i, batch in enumerate(self._eval_loader):
             if i % world == rank:
                 batch = self._prepare_inputs(batch)
                 labels = batch.pop("labels")
                 with self.compute_loss_context_manager():
-                    total[0] += loss(self._network(**batch, use_cache=False), labels, 1).double()
-                total[1] += (labels != -100).sum()
-        total = self.accelerator.reduce(total)
-        metrics = {"eval_loss": (total[0] / total[1]).item()}
+                    sums[0] += loss(self._network(**batch, use_cache=False), labels, 1).item()
+                sums[1] += (labels != -100).sum().item()
+        if world > 1:
+            sums = self.accelerator.reduce(torch.tensor(sums, dtype=torch.float64, device=self.args.device)).tolist()
+        metrics = {"eval_loss": sums[0] / sums[1]}
         if self.bleu is not None:
             metrics["eval_bleu"] = round(self.bleu(), 2)
         self._network.train()
@@ -169,6 +177,17 @@ class TranslationTrainer(Seq2SeqTrainer):
             )  # fmt: skip
         finally:
             self._staging = None
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the sampler its epoch: accelerate does not reach it behind the batches that a resumed run skips."""
+
+    def __init__(self, sampler: Any):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Every epoch has the same number of updates."""
+        self.sampler.set_epoch(state.global_step * self.sampler.multiple_of // len(self.sampler))
 
 
 class ConsoleCallback(ProgressCallback):

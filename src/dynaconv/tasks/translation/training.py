@@ -5,6 +5,7 @@ import logging
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -26,6 +27,8 @@ from .translator import Translator
 
 logger = logging.getLogger("dynaconv")
 
+_ORIGIN = "origin.json"
+
 
 def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Path:
     """Train a translation model.
@@ -43,29 +46,37 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Path:
         The run folder.
 
     Raises:
-        ValueError: the folder holds a run and `resume` is False, or the run was started with another recipe.
+        ValueError: the folder holds a run and `resume` is False, or the run was started with another recipe, with
+            other data, or on another number of processes.
     """
     _check_run(recipe, run, resume)
+    _preset(recipe, {})  # a mistake shows before the data is fetched
     corpus = prepare(recipe.data, recipe.tokenizer)
     set_seed(recipe.train.seed)
     model = LightConvForConditionalGeneration(_model_config(recipe, corpus))
     model.generation_config.update(num_beams=4, max_new_tokens=256)  # what a bare model.generate() does with the result
     trainer = _make_trainer(recipe, run, corpus, model)
+    origin = {"data": corpus.digest(), "processes": trainer.args.world_size}
+    _check_origin(run, origin)
     if trainer.is_world_process_zero():
-        _write_preamble(recipe, run, corpus, model)
+        _write_preamble(recipe, run, corpus, model, origin)
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(run / "tensorboard")))
     trainer.accelerator.wait_for_everyone()
 
     found = checkpoints(run)
+    history = []
     if not found or step_of(found[-1]) < recipe.train.max_steps:
         trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
         found = checkpoints(run)
         if not found or step_of(found[-1]) < recipe.train.max_steps:
             raise OSError(f"the last checkpoint of {run} is missing: free some disk space, then repeat with --resume")
-        if trainer.is_world_process_zero():
-            history = trainer.state.log_history
+        history = trainer.state.log_history
+    elif not (run / "curves.png").exists():  # killed behind the last checkpoint
+        history = json.loads((found[-1] / "trainer_state.json").read_text("utf-8"))["log_history"]
+    if trainer.is_world_process_zero():
+        if history:
             (run / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
             plot_curves({run.name: history}, run / "curves.png")
-    if trainer.is_world_process_zero():
         save_averaged(found[-recipe.train.average_last :], run / WEIGHTS)
     trainer.accelerator.wait_for_everyone()
     return run
@@ -86,17 +97,30 @@ def _check_run(recipe: Recipe, run: Path, resume: bool) -> None:
         )
 
 
+def _check_origin(run: Path, origin: dict[str, Any]) -> None:
+    """A run that goes on must see the batches it would have seen."""
+    if not (run / _ORIGIN).exists():
+        return
+    started = json.loads((run / _ORIGIN).read_text("utf-8"))
+    if started["data"] != origin["data"]:
+        raise ValueError(f"{run} was started with other data: its files have changed since; use another --output")
+    if started["processes"] != origin["processes"]:
+        raise ValueError(
+            f"{run} was started with {started['processes']} processes and cannot go on with {origin['processes']}"
+        )
+
+
 def _model_config(recipe: Recipe, corpus: PreparedCorpus) -> LightConvConfig:
     joint = corpus.source_tokenizer is corpus.target_tokenizer
     overrides = recipe.model.overrides()
     if not joint and overrides.get("share_embeddings") == "all":
         raise ValueError("model.share_embeddings all needs one vocabulary: set tokenizer.joint true, or share less")
-    return LightConvConfig.from_preset(
-        recipe.model.preset,
-        **({} if joint else {"share_embeddings": "none", "source_vocab_size": len(corpus.source_tokenizer)})
-        | {"vocab_size": len(corpus.target_tokenizer)}
-        | overrides,
-    )
+    separate = {"share_embeddings": "none", "source_vocab_size": len(corpus.source_tokenizer)}
+    return _preset(recipe, ({} if joint else separate) | {"vocab_size": len(corpus.target_tokenizer)})
+
+
+def _preset(recipe: Recipe, vocabulary: dict[str, Any]) -> LightConvConfig:
+    return LightConvConfig.from_preset(recipe.model.preset, **vocabulary | recipe.model.overrides())
 
 
 def _make_trainer(
@@ -134,14 +158,20 @@ def _make_trainer(
         # Every process sees the same number of batches: TokenBatchSampler sees to it.
         accelerator_config={"even_batches": False},
     )
+    if args.n_gpu > 1:
+        logger.warning("training on one of %d GPUs: torchrun -m dynaconv train ... uses all of them", args.n_gpu)
+        args._n_gpu = 1  # otherwise the Trainer takes the deprecated nn.DataParallel
     text = corpus.text["valid"]
     count = min(options.eval_sentences, len(text.source))
 
     def bleu() -> float:
         translator = Translator(model, corpus.source_tokenizer, corpus.target_tokenizer)
-        return bleu_score(translator.translate_distributed(text.source[:count]), text.target[:count])
+        return bleu_score(
+            translator.translate_distributed(text.source[:count]), text.target[:count],
+            language=recipe.data.target_lang, lowercase=recipe.tokenizer.lowercase,
+        )  # fmt: skip
 
-    trainer = TranslationTrainer(
+    return TranslationTrainer(
         model=model,
         args=args,
         train_dataset=corpus.train,
@@ -152,16 +182,14 @@ def _make_trainer(
         keep=max(1, options.average_last),
         save_tokenizers=lambda folder: save_tokenizers(corpus.source_tokenizer, corpus.target_tokenizer, folder),
     )
-    if trainer.is_world_process_zero():
-        trainer.add_callback(TensorBoardCallback(SummaryWriter(run / "tensorboard")))
-    return trainer
 
 
 def _write_preamble(
-    recipe: Recipe, run: Path, corpus: PreparedCorpus, model: LightConvForConditionalGeneration
+    recipe: Recipe, run: Path, corpus: PreparedCorpus, model: LightConvForConditionalGeneration, origin: dict[str, Any]
 ) -> None:
     run.mkdir(parents=True, exist_ok=True)
     save_recipe(recipe, run / "recipe.yaml")
+    (run / _ORIGIN).write_text(json.dumps(origin, indent=1), encoding="utf-8")
     versions = {
         "dynaconv": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
         "python": platform.python_version(), "platform": platform.platform(), "command": sys.argv,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -49,6 +50,7 @@ class Translator:
 
         Raises:
             FileNotFoundError: there is no model at `path`; the message says what there is.
+            ValueError: a file of it is damaged, or it is a model that brings its own code, which is never run.
         """
         path = Path(path)
         if not (path / "model.safetensors").is_file():
@@ -56,8 +58,13 @@ class Translator:
             hint = f"training has not finished, but there is {found[-1]}" if found else "give the folder of a run"
             raise FileNotFoundError(f"no model in {path} (model.safetensors): {hint}")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = AutoModelForSeq2SeqLM.from_pretrained(path).eval().to(device)
-        return cls(model, *load_tokenizers(path))
+        try:
+            # Without an answer transformers would ask on standard input, where the text to translate comes from.
+            model = AutoModelForSeq2SeqLM.from_pretrained(path, trust_remote_code=False).eval().to(device)
+            tokenizers = load_tokenizers(path)
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(f"the model in {path} cannot be loaded, a file of it may be damaged: {error}") from error
+        return cls(model, *tokenizers)
 
     def translate(
         self,
