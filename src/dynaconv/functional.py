@@ -13,25 +13,58 @@ Conventions, the same for every operator and implementation:
 - fp16, bf16 and fp32 inputs are multiplied and summed in fp32, fp64 in fp64. The output has the dtype of x.
 - The state of a stream is its last W - 1 inputs, [N, W - 1, D], oldest first, zeros before the first token. Any
   chunking of a sequence gives the numbers of the whole. Streams are causal.
+- Packed batches: sequences behind one another in one row (B = 1), sequence n from `cu_seqlens[n]` to
+  `cu_seqlens[n + 1]`. Nothing crosses a boundary, forwards or backwards. There are N sequences; otherwise N = B.
+  Triton keeps the ends of a tensor `cu_seqlens`, so that only its first use, and the next after a change that PyTorch
+  counts (an in-place operation; not one of another library, nor the replay of a CUDA graph), waits for a GPU.
+- What follows the sum: output_scale * (activation(sum + bias) + x), with x only where `residual`.
+
+Keywords that the three operators share:
+
+    padding             "causal", "same" or the number of zeros on the left, 0..W-1
+    bias                [D]
+    activation          None or "silu", z * sigmoid(z)
+    residual            add x
+    output_scale        factor of the whole
+    cu_seqlens          [N + 1], int32 or int64, on the device of x: 0, then the ends of the sequences, the last one T
+    initial_state       [N, W-1, D], the inputs before each sequence; gradients flow into it
+    return_final_state  also return the last W-1 inputs of each sequence, [N, W-1, D], to start the next chunk from;
+                        gradients flow through it
+    state               [M, S, D] with S >= W-1, an inference buffer that stands for `initial_state` and is overwritten
+                        with the last S inputs; S - (W-1) of them can be taken back by :func:`rollback`
+    state_indices       [N] integers: the row of `state` that belongs to each sequence, all different, or -1 for a row
+                        of padding, whose output is 0 and which changes no state; None: row n belongs to sequence n
+
+They return y, [B, T, D] in the dtype of x; with `return_final_state` the pair (y, final_state). They raise TypeError
+where an argument is not a floating-point tensor or tensors are on different devices, and ValueError where shapes do not
+agree or an option has no such value.
 """
 
 import contextlib
+import functools
+import importlib
 import importlib.util
+import inspect
+import itertools
+import sys
 import threading
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from .kernels.options import Options, compute_dtype
 from .kernels.reference.dynamic import dynamic_conv as _reference_dynamic
+from .kernels.reference.lowrank import lowrank_conv as _reference_lowrank
 from .kernels.reference.static import static_conv as _reference_static
+from .kernels.sequences import final_states, next_states, sequence_ends, write_rows
 
-__all__ = ["backend", "dynamic_conv", "left_padding", "static_conv"]
+__all__ = ["backend", "dynamic_conv", "left_padding", "lowrank_conv", "rollback", "static_conv"]
 
 Padding = Literal["causal", "same"] | int
-_BACKENDS = ("reference", "cpu")
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_BACKENDS = ("reference", "cpu", "triton")
 
 
 class _Forced(threading.local):
@@ -43,12 +76,11 @@ _forced = _Forced()
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Force an implementation inside a `with` block, in this thread: "reference" (plain PyTorch) or "cpu" (Numba).
+    """Force an implementation inside a `with` block, in this thread: "reference", "cpu" (Numba) or "triton".
 
-    What the kernels cannot do, function transforms, forward-mode derivatives and forked processes, takes the reference
-    under "cpu" too.
-
-    Without it, CPU tensors take the Numba kernels and everything else takes the reference.
+    Without it, CPU tensors take the Numba kernels, those on NVIDIA and AMD GPUs the Triton kernels, and all others the
+    reference, which is plain PyTorch. What kernels cannot do takes the reference in any case: function transforms,
+    forward-mode derivatives, Numba in forked processes, fp64 in Triton.
 
     Raises:
         ValueError: the name is of no implementation.
@@ -63,14 +95,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def static_conv(
-    x: Tensor,
-    filters: Tensor,
-    *,
-    normalize: Literal["softmax"] | None = None,
-    padding: Padding = "causal",
-    initial_state: Tensor | None = None,
-    return_final_state: bool = False,
-    state: Tensor | None = None,
+    x: Tensor, filters: Tensor, *, normalize: Literal["softmax"] | None = None, **keywords: Any
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Depthwise convolution with the same filters for every token.
 
@@ -82,42 +107,18 @@ def static_conv(
         x: [B, T, D], floating point, any strides.
         filters: [H, W] with H a divisor of D, any floating dtype and strides.
         normalize: None or "softmax" over W.
-        padding: "causal", "same" or the number of zeros on the left, 0..W-1.
-        initial_state: [B, W-1, D], the inputs before x[:, 0]; gradients flow into it.
-        return_final_state: also return the last W-1 inputs, [B, W-1, D], to start the next chunk from.
-        state: [B, W-1, D], an inference buffer that stands for `initial_state` and is overwritten with the final state.
-
-    Returns:
-        y, [B, T, D] in the dtype of x; with `return_final_state` the pair (y, final_state).
-
-    Raises:
-        TypeError: an argument is not a floating-point tensor, or tensors are on different devices.
-        ValueError: shapes do not agree, or an option has no such value.
+        **keywords: as for every operator, see :mod:`dynaconv.functional`, which also says what is returned and raised.
     """
     _check_tensor("x", x, 3)
-    _check_tensor("filters", filters, 2, x)
-    _check_filters(x, *filters.shape)
-    x, left, length, final = _prepare(x, filters.shape[1], padding, initial_state, return_final_state, state)
-    filters = _normalized(filters, normalize)
-    if _kernel_is_usable(x, filters):
-        from .kernels import library
-
-        y = library.static_conv(x, filters, left, length)
-    else:
-        y = _reference_static(x, filters, left, length)
-    return y if final is None or not return_final_state else (y, final)
+    _check_filters("filters", filters, 2, x)
+    call = _prepare(x, filters.shape[1], **_known("static_conv", keywords))
+    return call.finish(x, _run("static_conv", _reference_static, call, x, _normalized(filters, normalize)))
 
 
 def dynamic_conv(
-    x: Tensor,
-    filters: Tensor,
-    *,
-    normalize: Literal["softmax"] | None = None,
-    padding: Padding = "causal",
-    initial_state: Tensor | None = None,
-    return_final_state: bool = False,
-    state: Tensor | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+    x: Tensor, filters: Tensor, *, normalize: Literal["softmax"] | None = None, static: Tensor | None = None,
+    **keywords: Any,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """Depthwise convolution with a filter of its own for every token and head.
 
     y[b, t, d] = sum_w filters[b, t, d // (D // H), w] * x[b, t + w - P, d]. With softmax it is the convolution of
@@ -127,32 +128,44 @@ def dynamic_conv(
         x: [B, T, D], floating point, any strides.
         filters: [B, T, H, W] with H a divisor of D, any floating dtype and strides.
         normalize: None or "softmax" over W.
-        padding: "causal", "same" or the number of zeros on the left, 0..W-1.
-        initial_state: [B, W-1, D], the inputs before x[:, 0]; gradients flow into it.
-        return_final_state: also return the last W-1 inputs, [B, W-1, D], to start the next chunk from.
-        state: [B, W-1, D], an inference buffer that stands for `initial_state` and is overwritten with the final state.
-
-    Returns:
-        y, [B, T, D] in the dtype of x; with `return_final_state` the pair (y, final_state).
-
-    Raises:
-        TypeError: an argument is not a floating-point tensor, or tensors are on different devices.
-        ValueError: shapes do not agree, or an option has no such value.
+        static: [D, W] or [Hs, W], added to the (normalised) filters of every token.
+        **keywords: as for every operator, see :mod:`dynaconv.functional`, which also says what is returned and raised.
     """
     _check_tensor("x", x, 3)
-    _check_tensor("filters", filters, 4, x)
-    if filters.shape[:2] != x.shape[:2]:
-        raise ValueError(f"filters must be [B, T, H, W] with the B, T of x, {_shape(x)}; got {_shape(filters)}")
-    _check_filters(x, *filters.shape[2:])
-    x, left, _, final = _prepare(x, filters.shape[3], padding, initial_state, return_final_state, state)
-    filters = _normalized(filters, normalize)
-    if _kernel_is_usable(x, filters):
-        from .kernels import library
+    _check_filters("filters", filters, 4, x)
+    _check_tokens("filters", "[B, T, H, W]", filters, x)
+    if static is not None:
+        _check_filters("static", static, 2, x, filters.shape[3])
+    call = _prepare(x, filters.shape[3], **_known("dynamic_conv", keywords))
+    return call.finish(x, _run("dynamic_conv", _reference_dynamic, call, x, _normalized(filters, normalize), static))
 
-        y = library.dynamic_conv(x, filters, left)
-    else:
-        y = _reference_dynamic(x, filters, left)
-    return y if final is None or not return_final_state else (y, final)
+
+def lowrank_conv(
+    x: Tensor, codes: Tensor, basis: Tensor, *, static: Tensor | None = None, **keywords: Any
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Depthwise convolution with a filter of its own for every token and channel, of low rank.
+
+    y[b, t, d] = sum_w (sum_r codes[b, t, r] basis[r, d, w]) * x[b, t + w - P, d]: the main setting of Sieberling et al.
+    2026. The filters never exist as a whole.
+
+    Args:
+        x: [B, T, D], floating point, any strides.
+        codes: [B, T, R], any floating dtype and strides.
+        basis: [R, D, W], any floating dtype and strides.
+        static: [D, W] or [Hs, W], added to the filters of every token.
+        **keywords: as for every operator, see :mod:`dynaconv.functional`, which also says what is returned and raised.
+    """
+    _check_tensor("x", x, 3)
+    _check_tensor("codes", codes, 3, x)
+    _check_tokens("codes", "[B, T, R]", codes, x)
+    _check_tensor("basis", basis, 3, x)
+    if basis.shape[:2] != (codes.shape[2], x.shape[2]) or basis.shape[2] == 0:
+        expected = f"[{codes.shape[2]}, {x.shape[2]}, W >= 1]"
+        raise ValueError(f"basis must be [R, D, W] with the R of codes and the D of x, {expected}; got {_shape(basis)}")
+    if static is not None:
+        _check_filters("static", static, 2, x, basis.shape[2])
+    call = _prepare(x, basis.shape[2], **_known("lowrank_conv", keywords))
+    return call.finish(x, _run("lowrank_conv", _reference_lowrank, call, x, codes, basis, static))
 
 
 def left_padding(padding: Padding, width: int) -> int:
@@ -170,35 +183,191 @@ def left_padding(padding: Padding, width: int) -> int:
     raise ValueError(f'padding must be "causal", "same" or an integer in 0..{width - 1} (W - 1); got {padding!r}')
 
 
+def rollback(state: Tensor, count: int | Tensor, width: int, *, state_indices: Tensor | None = None) -> None:
+    """Take the last inputs of streams back, in place, as speculative decoding does with rejected tokens.
+
+    Args:
+        state: [M, S, D], the buffer given as `state`. Tokens that are taken back leave it with so many fewer to
+            spare, until as many have come again.
+        count: tokens to take back, 0..S-(W-1): a number, or [N] integers, one for each sequence.
+        width: W, the taps of the filters.
+        state_indices: [N], the rows of `state` that the sequences have, -1 for none; None: all rows in order.
+
+    Raises:
+        TypeError: `state` or `state_indices` is not a tensor of the right kind, or on another device; `count` is not
+            an integer.
+        ValueError: shapes do not agree, or `count` is negative or more than the buffer has to spare.
+    """
+    _check_tensor("state", state, 3)
+    rows, size, channels = state.shape
+    if state_indices is None:
+        indices = torch.arange(rows, device=state.device)
+    else:
+        _check_state_indices(state_indices, state, None)
+        indices = state_indices.long()
+    counts = torch.as_tensor(count, device=state.device)
+    if counts.dtype.is_floating_point or counts.dtype == torch.bool:
+        raise TypeError(f"count must be an integer or a tensor of integers; got {counts.dtype}")
+    if counts.dim() and counts.shape != indices.shape:
+        raise ValueError(f"count must be a number or [N] = {_shape(indices)}; got {_shape(counts)}")
+    spare = size - (width - 1)
+    if spare < 0:
+        raise ValueError(f"state must be [M, S, D] with S >= W - 1 = {width - 1}; got {_shape(state)}")
+    if bool(((counts < 0) | (counts > spare)).any()):
+        raise ValueError(
+            f"count must be in 0..{spare} (S - (W - 1)), what the state has to spare; got {counts.tolist()}"
+        )
+    if rows == 0 or len(indices) == 0:
+        return
+    source = (torch.arange(size, device=state.device) - counts.expand(indices.shape)[:, None]).clamp(min=-1)
+    old = state.index_select(0, indices.clamp(min=0))
+    shifted = old.gather(1, source.clamp(min=0)[..., None].expand(-1, -1, channels))
+    write_rows(state, indices, shifted.masked_fill(source[..., None] < 0, 0))
+
+
+class _Call(NamedTuple):
+    """What the keywords of an operator come to."""
+
+    options: Options
+    bias: Tensor | None = None
+    past: Tensor | None = None
+    cu_seqlens: Tensor | None = None
+    final_state: Tensor | None = None
+    buffer: Tensor | None = None
+    indices: Tensor | None = None
+
+    def finish(self, x: Tensor, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """The buffer moves on only after the operator has succeeded."""
+        if self.buffer is not None:
+            next_states(self.buffer, x, self.cu_seqlens, self.indices)
+        if self.indices is not None:
+            y = y.masked_fill(self._padding_tokens(y), 0)
+        return y if self.final_state is None else (y, self.final_state)
+
+    def _padding_tokens(self, y: Tensor) -> Tensor:
+        """[B or 1, T or 1, 1]: tokens of sequences without a row in the buffer."""
+        padding = torch.as_tensor(self.indices) < 0
+        if self.cu_seqlens is None:
+            return padding[:, None, None]
+        sequence = torch.searchsorted(self.cu_seqlens[1:].long(), torch.arange(y.shape[1], device=y.device), right=True)
+        return padding[sequence][None, :, None]
+
+
+def _known(operator: str, keywords: dict[str, Any]) -> dict[str, Any]:
+    for name in keywords:
+        if name not in _KEYWORDS:
+            raise TypeError(f"{operator} has no keyword {name!r}; those of every operator are {', '.join(_KEYWORDS)}")
+    return keywords
+
+
 def _prepare(
-    x: Tensor, width: int, padding: Padding, initial: Tensor | None, return_final: bool, state: Tensor | None
-) -> tuple[Tensor, int, int, Tensor | None]:
-    """Put the state before x: the inputs, their left padding, the number of outputs, and the final state if wanted."""
-    left, length = left_padding(padding, width), x.shape[1]
-    if initial is None and state is None and not return_final:
-        return x, left, length, None
+    x: Tensor, width: int, *, padding: Padding = "causal", bias: Tensor | None = None,
+    activation: Literal["silu"] | None = None, residual: bool = False, output_scale: float = 1.0,
+    cu_seqlens: Tensor | None = None, initial_state: Tensor | None = None, return_final_state: bool = False,
+    state: Tensor | None = None, state_indices: Tensor | None = None,
+) -> _Call:  # fmt: skip
+    B, _, D = x.shape
+    left = left_padding(padding, width)
+    if activation not in (None, "silu"):
+        raise ValueError(f'activation must be None or "silu"; got {activation!r}')
+    if bias is not None:
+        _check_tensor("bias", bias, 1, x)
+        if len(bias) != D:
+            raise ValueError(f"bias must be [D] = [{D}]; got {_shape(bias)}")
+    if not isinstance(residual, bool):
+        raise TypeError(f"residual must be True or False; got {type(residual).__name__}")
+    if isinstance(output_scale, bool) or not isinstance(output_scale, (int, float)):
+        raise TypeError(f"output_scale must be a number, it has no gradient; got {type(output_scale).__name__}")
+    options = Options(left, activation == "silu", residual, float(output_scale))
+    sequences = B
+    if cu_seqlens is not None:
+        _check_cu_seqlens(cu_seqlens, x)
+        sequences = len(cu_seqlens) - 1
+    if state_indices is not None and state is None:
+        raise ValueError("state_indices needs a state")
+    if initial_state is None and state is None and not return_final_state:
+        return _Call(options, bias, None, cu_seqlens)
     if left != width - 1:
         raise ValueError(f'a state needs padding="causal": it holds the inputs before the first; got {padding!r}')
-    if initial is not None and state is not None:
+    if initial_state is not None and state is not None:
         raise ValueError("give either initial_state or state: both name the inputs before x")
-    name, past = ("state", state) if initial is None else ("initial_state", initial)
-    if past is None:
-        padded = F.pad(x, (0, 0, width - 1, 0))
-        return x, left, length, padded[:, length:]
-    _check_tensor(name, past, 3, x)
-    if past.shape != (x.shape[0], width - 1, x.shape[2]):
-        expected = [x.shape[0], width - 1, x.shape[2]]
-        raise ValueError(f"{name} must be [B, W - 1, D] = {expected}; got {_shape(past)}")
-    if state is not None and torch.is_grad_enabled() and (x.requires_grad or state.requires_grad):
+    past = initial_state
+    if past is not None:
+        _check_tensor("initial_state", past, 3, x)
+        if past.shape != (sequences, width - 1, D):
+            expected = [sequences, width - 1, D]
+            raise ValueError(f"initial_state must be [N, W - 1, D] = {expected}; got {_shape(past)}")
+    if state is not None:
+        past = _rows_of_state(x, state, state_indices, sequences, width)
+    final = final_states(x, past, width - 1, cu_seqlens) if return_final_state else None
+    return _Call(options, bias, past, cu_seqlens, final, state, state_indices)
+
+
+_KEYWORDS = tuple(inspect.signature(_prepare).parameters)[2:]
+
+
+def _rows_of_state(x: Tensor, state: Tensor, indices: Tensor | None, sequences: int, width: int) -> Tensor:
+    """The inputs before each sequence, [N, W-1, D]."""
+    _check_tensor("state", state, 3, x)
+    rows, size, channels = state.shape
+    if channels != x.shape[2] or size < width - 1 or (indices is None and rows != sequences):
+        expected = f"[{sequences if indices is None else 'rows'}, W - 1 = {width - 1} or more, {x.shape[2]}]"
+        raise ValueError(f"state must be [M, S, D] = {expected}; got {_shape(state)}")
+    if any(n > 1 and step == 0 for n, step in zip(state.shape, state.stride(), strict=True)):
+        raise ValueError("state must not be expanded: its rows are overwritten")
+    past = state[:, size - width + 1 :]
+    if indices is None:
+        return past
+    _check_state_indices(indices, state, sequences)
+    return past.index_select(0, indices.clamp(min=0)) if rows else x.new_zeros(sequences, width - 1, channels)
+
+
+def _check_state_indices(indices: Tensor, state: Tensor, sequences: int | None) -> None:
+    if not isinstance(indices, Tensor) or indices.dtype not in (torch.int32, torch.int64):
+        kind = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
+        raise TypeError(f"state_indices must be a tensor of int32 or int64; got {kind}")
+    if indices.dim() != 1 or sequences not in (None, len(indices)):
+        raise ValueError(
+            f"state_indices must be [N{'' if sequences is None else f' = {sequences}'}]; got {_shape(indices)}"
+        )
+    if indices.device != state.device:
+        raise TypeError(f"state_indices must be on the device of state, {state.device}; got {indices.device}")
+    # On a GPU the values would have to be waited for: there PyTorch's own check of an index stops the process.
+    if indices.device.type == "cpu" and not torch.compiler.is_compiling():
+        used = indices[indices >= 0]
+        if bool((used >= len(state)).any()) or len(used.unique()) != len(used):
+            raise ValueError(
+                f"state_indices must be different rows of state, 0..{len(state) - 1}, or -1; got {indices.tolist()}"
+            )
+
+
+def _run(name: str, reference: Callable[..., Tensor], call: _Call, x: Tensor, *filters: Any) -> Tensor:
+    """The operator on the implementation that serves these tensors."""
+    inputs = (x, *filters, call.bias, call.buffer)
+    if call.buffer is not None and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         raise ValueError(
             "state is overwritten in place and carries no gradient: use it under torch.no_grad(), "
             "or train with initial_state and return_final_state"
         )
-    padded = torch.cat([past.to(x.dtype), x], dim=1)
-    final = padded[:, length:]
-    if state is not None:
-        state.copy_(final)
-    return padded, 0, length, final
+    implementation = _implementation(x, *filters, call.bias, call.past)
+    if implementation != "reference":
+        from .kernels import library
+
+        if not torch.compiler.is_compiling() and "torch.distributed.tensor" in sys.modules:
+            importlib.import_module(f"{__package__}.kernels.sharding")
+        arguments = (x, *filters, call.bias, call.past, call.cu_seqlens, *call.options, implementation)
+        return getattr(library, name)(*arguments)
+    if call.cu_seqlens is None:
+        return reference(x, *filters, call.bias, call.past, call.options)
+    pieces = []
+    ends = sequence_ends(call.cu_seqlens, x.shape[1])
+    for n, (start, end) in enumerate(itertools.pairwise(ends)):
+        own = list(filters)
+        if name != "static_conv":  # the first are per token
+            own[0] = own[0][:, start:end]
+        past = None if call.past is None else call.past[n : n + 1]
+        pieces.append(reference(x[:, start:end], *own, call.bias, past, call.options))
+    return torch.cat(pieces, dim=1) if pieces else x
 
 
 def _normalized(filters: Tensor, normalize: str | None) -> Tensor:
@@ -209,44 +378,84 @@ def _normalized(filters: Tensor, normalize: str | None) -> Tensor:
     raise ValueError(f'normalize must be None or "softmax"; got {normalize!r}')
 
 
-def _kernel_is_usable(x: Tensor, filters: Tensor) -> bool:
-    """Whether the Numba kernels serve these tensors. Function transforms and forked processes take the reference."""
+def _implementation(x: Tensor, *others: Tensor | None) -> str:
+    """The implementation that serves these tensors."""
     forced = _forced.backend
-    if forced == "reference":
-        return False
-    if x.device.type != "cpu":
-        if forced == "cpu":
-            raise ValueError(f'backend("cpu") needs CPU tensors; x is on {x.device}')
-        return False
+    if forced == "cpu" and x.device.type != "cpu":
+        raise ValueError(f'backend("cpu") needs CPU tensors; x is on {x.device}')
+    if forced == "triton" and not _triton_serves(x.device.type):
+        raise ValueError(
+            'backend("triton") needs the package triton and tensors on a GPU, or CPU tensors with TRITON_INTERPRET=1 '
+            f"in the environment; x is on {x.device}"
+        )
     # Registered operators drop forward-mode tangents and refuse function transforms; the reference has both.
-    if torch._C._are_functorch_transforms_active() or any(
-        torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in (x, filters)
+    if (
+        forced == "reference"
+        or torch._C._are_functorch_transforms_active()
+        or any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in (x, *others) if t is not None)
     ):
-        return False
+        return "reference"
+    if forced == "triton" or (forced is None and x.device.type == "cuda" and _triton_serves("cuda")):
+        return "reference" if compute_dtype(x, *others) == torch.float64 else "triton"
+    if x.device.type != "cpu":
+        return "reference"
     if torch.compiler.is_compiling():
-        return True
+        return "cpu"
     if importlib.util.find_spec("numba") is None:
-        return False
+        return "reference"
     from .kernels.cpu import runtime
 
-    return runtime.is_usable()
+    return "cpu" if runtime.is_usable() else "reference"
+
+
+@functools.cache
+def _triton_serves(device: str) -> bool:
+    """Whether Triton is installed and runs on such a device: on the CPU its interpreter does."""
+    if device not in ("cpu", "cuda") or importlib.util.find_spec("triton") is None:
+        return False
+    from .kernels.triton.runtime import INTERPRETED
+
+    return device == "cuda" or INTERPRETED
 
 
 def _check_tensor(name: str, tensor: Tensor, dims: int, like: Tensor | None = None) -> None:
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+    if not isinstance(tensor, Tensor) or tensor.dtype not in _DTYPES:
         kind = f"a tensor of {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise TypeError(f"{name} must be a floating-point tensor; got {kind}")
+        raise TypeError(f"{name} must be a floating-point tensor (fp16, bf16, fp32 or fp64); got {kind}")
     if tensor.dim() != dims:
         raise ValueError(f"{name} must have {dims} dimensions; got shape {_shape(tensor)}")
     if like is not None and tensor.device != like.device:
         raise TypeError(f"{name} must be on the device of x, {like.device}; got {tensor.device}")
 
 
-def _check_filters(x: Tensor, heads: int, width: int) -> None:
-    if width == 0:
-        raise ValueError("filters must have at least one tap (W >= 1); got W = 0")
+def _check_filters(name: str, filters: Tensor, dims: int, x: Tensor, width: int | None = None) -> None:
+    _check_tensor(name, filters, dims, x)
+    heads, taps = filters.shape[-2:]
+    if taps == 0:
+        raise ValueError(f"{name} must have at least one tap (W >= 1); got W = 0")
+    if width not in (None, taps):
+        raise ValueError(f"{name} must have as many taps as the other filters, W = {width}; got W = {taps}")
     if heads == 0 or x.shape[2] % heads:
-        raise ValueError(f"filters must be for a number of heads that divides D; got H = {heads}, D = {x.shape[2]}")
+        raise ValueError(
+            f"{name} must be for a number of heads that divides D; got H = {heads}, D = {x.shape[2]} of x [B, T, D]"
+        )
+
+
+def _check_tokens(name: str, layout: str, tensor: Tensor, x: Tensor) -> None:
+    if tensor.shape[:2] != x.shape[:2]:
+        raise ValueError(f"{name} must be {layout} with the B, T of x, {_shape(x)}; got {_shape(tensor)}")
+
+
+def _check_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> None:
+    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        kind = cu_seqlens.dtype if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
+        raise TypeError(f"cu_seqlens must be a tensor of int32 or int64; got {kind}")
+    if cu_seqlens.dim() != 1 or len(cu_seqlens) == 0:
+        raise ValueError(f"cu_seqlens must be [N + 1]; got {_shape(cu_seqlens)}")
+    if x.shape[0] != 1:
+        raise ValueError(f"cu_seqlens packs sequences into one row: x must be [1, T, D]; got {_shape(x)}")
+    if cu_seqlens.device != x.device:
+        raise TypeError(f"cu_seqlens must be on the device of x, {x.device}; got {cu_seqlens.device}")
 
 
 def _shape(tensor: Tensor) -> list[int]:

@@ -1,74 +1,153 @@
 """The operators inside PyTorch: checks, compilation, transforms, threads and processes."""
 
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import dynaconv
 from dynaconv.kernels import library
 
-from .oracle import outputs_and_gradients
+from .problems import OPERATORS, Problem
 
 X = torch.randn(2, 9, 12)
-FILTERS = {"static": torch.randn(3, 4), "dynamic": torch.randn(2, 9, 3, 4)}
-OPERATORS = {"static": dynaconv.static_conv, "dynamic": dynaconv.dynamic_conv}
+FILTERS = {"static": (torch.randn(3, 4),), "dynamic": (torch.randn(2, 9, 3, 4),),
+           "lowrank": (torch.randn(2, 9, 5), torch.randn(5, 12, 4))}  # fmt: skip
 GRAD = torch.randn(2, 9, 12)
-
-ARGUMENTS = {
-    "dynamic_conv": (X, FILTERS["dynamic"], 3),
-    "dynamic_input_grad": (GRAD, FILTERS["dynamic"], 3, 9),
-    "dynamic_filter_grad": (GRAD, X, 3, 3, 4),
-    "static_conv": (X, FILTERS["static"], 3, 9),
-    "static_filter_grad": (GRAD, X, 3, 3, 4),
-}
+OPTIONS = (3, True, True, 0.5, "cpu")
+STATIC, BIAS, STATE, ENDS = torch.randn(3, 4), torch.randn(12), torch.randn(2, 3, 12), torch.tensor([0, 4, 9])
 
 
-@pytest.mark.parametrize("name", ARGUMENTS)
-def test_opcheck(name):
-    inputs = [
-        a.clone().requires_grad_(name.endswith("conv")) if isinstance(a, torch.Tensor) else a for a in ARGUMENTS[name]
-    ]
-    torch.library.opcheck(getattr(library, name), tuple(inputs))
+def arguments(kind, extras):
+    """Those of the registered operator: plain, with every tensor, or packed."""
+    static = () if kind == "static" else (STATIC,)
+    if extras == "plain":
+        return X, *FILTERS[kind], *(None for _ in static), None, None, None, *OPTIONS
+    if extras == "all":
+        return X, *FILTERS[kind], *static, BIAS, STATE, None, *OPTIONS
+    tokenwise = FILTERS[kind] if kind == "static" else (FILTERS[kind][0][:1], *FILTERS[kind][1:])
+    return X[:1], *tokenwise, *static, BIAS, STATE, ENDS, *OPTIONS
+
+
+@pytest.mark.parametrize("extras", ["plain", "all", "packed"])
+@pytest.mark.parametrize("backward", [None, (True, True), (True, False), (False, True)], ids=str)
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_opcheck(kind, backward, extras):
+    """The operator, and its gradients as far as they are wanted."""
+    inputs = arguments(kind, extras)
+    if backward:
+        inputs = (GRAD[: len(inputs[0])], *inputs, *backward, *([] if kind == "static" else [extras != "plain"]))
+        torch.library.opcheck(getattr(library, f"{kind}_conv_backward"), inputs)
+    else:
+        leaves = [
+            a.clone().requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in inputs
+        ]
+        torch.library.opcheck(getattr(library, f"{kind}_conv"), tuple(leaves))
+
+
+class Block(torch.nn.Module):
+    """A Transformer block with a short convolution of each kind on queries, keys and values."""
+
+    def __init__(self, dim=12, heads=3, rank=2, width=4):
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = torch.nn.Linear(dim, 3 * dim), torch.nn.Linear(dim, dim)
+        self.filters, self.codes = torch.nn.Linear(dim, heads * width), torch.nn.Linear(dim, rank)
+        self.static = torch.nn.Parameter(torch.randn(dim, width))
+        self.basis = torch.nn.Parameter(torch.randn(rank, dim, width))
+
+    def forward(self, x):
+        h = torch.nn.functional.rms_norm(x, x.shape[-1:])
+        q, k, v = self.qkv(h).chunk(3, -1)
+        q = dynaconv.static_conv(q, self.static, activation="silu")
+        filters = self.filters(h).unflatten(-1, (self.heads, -1))
+        k, last = dynaconv.dynamic_conv(k, filters, normalize="softmax", static=self.static, return_final_state=True)
+        v = dynaconv.lowrank_conv(v, self.codes(h), self.basis, static=self.static, residual=True)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return x + self.out(y.transpose(1, 2).flatten(2)), last
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", OPERATORS)
-def test_compile_without_graph_breaks(kind):
-    def block(x, f):
-        return torch.nn.functional.gelu(OPERATORS[kind](x * 2, f, normalize="softmax")) + x
-
+def test_a_block_compiles_without_graph_breaks():
+    """One graph for every length, forwards and backwards."""
+    torch._dynamo.reset()
+    block = Block()
     compiled = torch.compile(block, fullgraph=True, dynamic=True)
-    for T in (9, 14):
-        x = torch.randn(2, T, 12, requires_grad=True)
-        f = torch.randn((3, 4) if kind == "static" else (2, T, 3, 4), requires_grad=True)
-        expected, actual = block(x, f), compiled(x, f)
-        torch.testing.assert_close(actual, expected)
-        grad = torch.randn_like(expected)
-        for a, b in zip(
-            torch.autograd.grad(actual, (x, f), grad), torch.autograd.grad(expected, (x, f), grad), strict=True
-        ):
-            torch.testing.assert_close(a, b)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for T in (9, 14, 21):
+            x = torch.randn(2, T, 12, requires_grad=True)
+            outputs = [run(x) for run in (block, compiled)]
+            grads = [torch.randn_like(y) for y in outputs[0]]
+            leaves = [x, *block.parameters()]
+            expected, actual = (torch.autograd.grad(y, leaves, grads) for y in outputs)
+            torch.testing.assert_close(outputs[1], outputs[0])
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_export_with_a_dynamic_length(tmp_path):
+    block, length = Block().eval(), torch.export.Dim("T", min=3, max=4096)
+    program = torch.export.export(block, (torch.randn(2, 9, 12),), dynamic_shapes=({1: length},))
+    torch.export.save(program, tmp_path / "block.pt2")
+    loaded, x = torch.export.load(tmp_path / "block.pt2").module(), torch.randn(2, 30, 12)
+    torch.testing.assert_close(loaded(x), block(x))
+
+
+def test_activation_checkpointing():
+    block, x = Block(), X.clone().requires_grad_()
+    plain = torch.autograd.grad(block(x)[0].square().sum(), [x, *block.parameters()])
+    y, _ = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
+    again = torch.autograd.grad(y.square().sum(), [x, *block.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(plain, again))
+
+
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_flops_are_counted(kind):
+    inputs, _, _ = Problem(kind, 2, 50, 3, 8, 4, 5).tensors()
+    inputs = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
+    products = 2 * 50 * 24 * 4
+    with FlopCounterMode(display=False) as counter:
+        y = OPERATORS[kind](**inputs)
+    forward = counter.get_total_flops()
+    assert forward == (2 * 5 + 2 if kind == "lowrank" else 2) * products
+    with FlopCounterMode(display=False) as counter:
+        y.sum().backward()
+    assert counter.get_total_flops() == (forward + (4 * 5 + 2) * products if kind == "lowrank" else 2 * forward)
+
+
+@pytest.mark.slow
+def test_dtensors_and_fsdp():
+    """Two processes with a part of the batch or of the channels each, against one."""
+    script = Path(__file__).with_name("two_processes.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("equal") == 2
 
 
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_function_transforms_take_the_reference(kind):
-    x, f = X.double(), FILTERS[kind].double()
+    x, f = X.double(), [t.double() for t in FILTERS[kind]]
 
     def loss(x, f):
-        return OPERATORS[kind](x, f).square().sum()
+        return OPERATORS[kind](x, *f).square().sum()
 
     leaf = x.clone().requires_grad_()
     torch.testing.assert_close(torch.func.grad(loss)(x, f), torch.autograd.grad(loss(leaf, f), leaf)[0])
     tangent = torch.randn_like(x)
-    exact = (OPERATORS[kind](x + 1e-6 * tangent, f) - OPERATORS[kind](x, f)) / 1e-6
+    exact = (OPERATORS[kind](x + 1e-6 * tangent, *f) - OPERATORS[kind](x, *f)) / 1e-6
     torch.testing.assert_close(
-        torch.func.jvp(lambda x: OPERATORS[kind](x, f), (x,), (tangent,))[1], exact, rtol=1e-4, atol=1e-6
+        torch.func.jvp(lambda x: OPERATORS[kind](x, *f), (x,), (tangent,))[1], exact, rtol=1e-4, atol=1e-6
     )
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x, tangent)
-        forward = torch.autograd.forward_ad.unpack_dual(OPERATORS[kind](dual, f)).tangent
+        forward = torch.autograd.forward_ad.unpack_dual(OPERATORS[kind](dual, *f)).tangent
     torch.testing.assert_close(forward, exact, rtol=1e-4, atol=1e-6)
     batched = torch.func.vmap(torch.func.grad(loss), in_dims=(0, None))(torch.stack([x, 2 * x]), f)
     torch.testing.assert_close(batched[1], torch.func.grad(loss)(2 * x, f))
@@ -94,30 +173,21 @@ def test_compiled_transforms_take_the_reference(kind, transform):
     """A registered operator inside would drop the tangent without a word."""
 
     def function(x, tangent):
-        return transform(lambda x: OPERATORS[kind](x, FILTERS[kind]), x, tangent)
+        return transform(lambda x: OPERATORS[kind](x, *FILTERS[kind]), x, tangent)
 
+    torch._dynamo.reset()
     compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(X, GRAD), function(X, GRAD))
 
 
-@pytest.mark.parametrize("wrt", [0, 1], ids=["of x", "of filters"])
-@pytest.mark.parametrize("first", [0, 1], ids=["gradient of x", "gradient of filters"])
 @pytest.mark.parametrize("kind", OPERATORS)
-def test_second_derivatives_are_right_or_refused(kind, first, wrt):
-    """Only the input gradient of the static operator has derivatives: it is a convolution itself."""
-
-    def second(backend):
-        leaves = X.clone().requires_grad_(), FILTERS[kind].clone().requires_grad_()
-        with dynaconv.backend(backend):
-            loss = OPERATORS[kind](*leaves).square().sum()
-            gradient = torch.autograd.grad(loss, leaves, create_graph=True)[first]
-            return torch.autograd.grad(gradient.square().sum(), leaves[wrt])[0]
-
-    if kind == "static" and first == 0:
-        torch.testing.assert_close(second("cpu"), second("reference"), rtol=1e-4, atol=1e-3)
-    else:
+def test_second_derivatives_are_refused(kind):
+    """They are the reference's: see test_reference_gradients_of_any_order."""
+    leaves = [tensor.clone().requires_grad_() for tensor in (X, *FILTERS[kind])]
+    gradients = torch.autograd.grad(OPERATORS[kind](*leaves).square().sum(), leaves, create_graph=True)
+    for gradient in gradients:
         with pytest.raises(RuntimeError, match="Trying to backward through dynaconv"):
-            second("cpu")
+            torch.autograd.grad(gradient.square().sum(), leaves, retain_graph=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -139,12 +209,55 @@ def test_autocast(dtype):
     assert gradient.abs().max() > 0.1
 
 
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_autocast_with_master_weights(kind):
+    """Activations in bf16 and parameters in fp32: gradients have the dtypes of what they are gradients of."""
+    inputs, _, _ = Problem(kind, extras=("static", "bias", "residual")).tensors()
+    parameters = {"basis", "static", "bias"} | ({"filters"} if kind == "static" else set())
+
+    def results(backend):
+        leaves = {
+            name: (tensor if name in parameters else tensor.bfloat16()).requires_grad_()
+            for name, tensor in inputs.items()
+        }
+        with dynaconv.backend(backend), torch.autocast("cpu", torch.bfloat16):
+            y = OPERATORS[kind](**leaves)
+        y.backward(torch.ones_like(y))
+        gradients = {name: leaf.grad for name, leaf in leaves.items()}
+        for leaf in leaves.values():
+            leaf.grad = None
+        return y, gradients
+
+    (y, gradients), expected = results("cpu"), results("reference")
+    assert y.dtype == torch.bfloat16
+    assert all(g.dtype == (torch.float32 if name in parameters else torch.bfloat16) for name, g in gradients.items())
+    torch.testing.assert_close((y, gradients), expected, rtol=2**-7, atol=2**-7)
+
+
 def test_several_threads_at_once():
-    inputs, grad = [torch.randn(4, 300, 64), torch.randn(4, 300, 4, 7)], torch.randn(4, 300, 64)
-    expected = outputs_and_gradients(dynaconv.dynamic_conv, inputs, grad)
+    problem = Problem("lowrank", 4, 300, 4, 16, 7)
+    expected = problem.run("cpu")
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda _: outputs_and_gradients(dynaconv.dynamic_conv, inputs, grad), range(20)))
-    assert all(torch.equal(a, b) for result in results for a, b in zip(result, expected, strict=True))
+        results = list(pool.map(lambda _: Problem("lowrank", 4, 300, 4, 16, 7).run("cpu"), range(20)))
+    assert all(torch.equal(result[name], expected[name]) for result in results for name in expected)
+
+
+def test_the_first_call_leaves_the_thread_count_alone():
+    code = (
+        "import torch, dynaconv; torch.set_num_threads(1); dynaconv.static_conv(torch.ones(1, 9, 4), torch.ones(4, 2));"
+        "import numba; print(torch.get_num_threads(), numba.get_num_threads())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["1", "1"]
+
+
+def test_a_change_of_an_inlined_function_compiles_anew():
+    """Numba itself looks at the file of the kernel alone."""
+    from dynaconv.kernels.cpu import rows, runtime, static
+
+    stamp = static._forward._cache._cache_file._source_stamp
+    assert stamp == runtime._sources
+    assert rows.__file__ != static.__file__
 
 
 def test_forked_child():

@@ -1,4 +1,4 @@
-"""Outputs and all gradients of every implementation, over shapes, dtypes and strides."""
+"""Outputs and all gradients of the reference and of the Numba kernels, over shapes, dtypes, strides and keywords."""
 
 import pytest
 import torch
@@ -8,163 +8,190 @@ from hypothesis import strategies as st
 import dynaconv
 
 from ..conftest import check_guards
-from .oracle import assert_as_accurate, loop_conv, outputs_and_gradients, reference
+from .oracle import loop_conv
+from .problems import DTYPES, EXTRAS, MIXED, OPERATORS, Problem, problems
 
-OPERATORS = {"static": dynaconv.static_conv, "dynamic": dynaconv.dynamic_conv}
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-MIXED = [
-    (torch.bfloat16, torch.float32),
-    (torch.float32, torch.float16),
-    (torch.float32, torch.float64),
-    (torch.float64, torch.float32),
-]
-LAYOUTS = ["contiguous", "sliced", "transposed", "expanded", "repeated"]
-
-
-@st.composite
-def cases(draw):
-    """Sizes with 0, 1, primes and W > T; any head count that divides D; any padding."""
-    channels = draw(st.sampled_from([1, 2, 3, 7, 16, 24, 65, 300]))
-    heads = draw(st.sampled_from([h for h in (1, 2, 3, 5, 16) if h * channels <= 1040]))
-    width = draw(st.sampled_from([1, 2, 3, 4, 5, 8, 9, 16, 31]))
-    sizes = draw(st.sampled_from([0, 1, 2, 6])), draw(st.sampled_from([0, 1, 2, 3, 7, 30, 50, 67]))
-    padding = draw(st.one_of(st.sampled_from(["causal", "same"]), st.integers(0, width - 1)))
-    dtypes = draw(st.sampled_from([(d, d) for d in DTYPES] + MIXED))
-    return {
-        "sizes": (*sizes, heads * channels, heads, width), "padding": padding, "dtypes": dtypes,
-        "normalize": draw(st.sampled_from([None, "softmax"])), "seed": draw(st.integers(0, 2**16)),
-        "layouts": draw(st.tuples(*[st.sampled_from(LAYOUTS)] * 2)), "expanded_grad": draw(st.booleans()),
-    }  # fmt: skip
-
-
-def make(shape, dtype, layout, generator):
-    """Random numbers of a shape in memory that is laid out otherwise, with NaN in every gap."""
-    if layout == "sliced":
-        wide = torch.full([n + 5 for n in shape], float("nan"), dtype=dtype)
-        return wide[tuple(slice(2, 2 + n) for n in shape)].copy_(torch.randn(shape, generator=generator).to(dtype))
-    if layout == "transposed":
-        return torch.randn((*shape[:-2], shape[-1], shape[-2]), generator=generator).to(dtype).transpose(-1, -2)
-    if layout == "expanded" and shape[0] > 0:
-        return torch.randn((1, *shape[1:]), generator=generator).to(dtype).expand(shape)
-    if layout == "repeated":
-        return torch.randn((*shape[:-1], 1), generator=generator).to(dtype).expand(shape)
-    return torch.randn(shape, generator=generator).to(dtype)
-
-
-def inputs_of(kind, case):
-    B, T, D, H, W = case["sizes"]
-    generator = torch.Generator().manual_seed(case["seed"])
-    shape = (H, W) if kind == "static" else (B, T, H, W)
-    x = make((B, T, D), case["dtypes"][0], case["layouts"][0], generator)
-    filters = make(shape, case["dtypes"][1], case["layouts"][1], generator)
-    grad = None if case["expanded_grad"] else torch.randn(B, T, D, generator=generator).to(x.dtype)
-    return [x, filters], grad
-
-
-def check(kind, case, change=lambda results: results):
-    """The Numba kernels against the reference, in the same dtype and in fp64."""
-    inputs, grad = inputs_of(kind, case)
-    options = {"padding": case["padding"], "normalize": case["normalize"]}
-    with dynaconv.backend("cpu"):
-        actual = outputs_and_gradients(lambda *a: OPERATORS[kind](*a, **options), inputs, grad)
-    eager = outputs_and_gradients(reference(OPERATORS[kind], **options), inputs, grad)
-    wide = [tensor.double() for tensor in inputs]
-    exact = outputs_and_gradients(reference(OPERATORS[kind], **options), wide, None if grad is None else grad.double())
-    x, filters = wide[0].abs(), wide[1].softmax(-1) if case["normalize"] else wide[1].abs()
-    plain = reference(OPERATORS[kind], padding=case["padding"])
-    sizes = outputs_and_gradients(plain, [x, filters], None if grad is None else grad.double().abs())
-    assert_as_accurate(change(actual), eager, exact, sizes)
+SAME = [(dtype, dtype) for dtype in DTYPES]
+RANKS = [0, 1, 3, 4, 7, 8, 15, 16, 17, 32]
+EVERYTHING = tuple(e for e in EXTRAS if e != "packed")
 
 
 @pytest.mark.parametrize("kind", OPERATORS)
-@settings(deadline=None, derandomize=True, max_examples=80)
-@given(case=cases())
-def test_kernels_are_as_accurate_as_the_reference(kind, case):
-    check(kind, case)
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(data=st.data())
+def test_kernels_are_as_accurate_as_the_reference(kind, data):
+    lengths = [0, 1, 2, 3, 7, 30, 31, 50, 67, 127, 129]
+    channels, widths = [1, 2, 3, 7, 16, 24, 65, 300], [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 31]
+    data.draw(problems(kind, lengths, channels, widths, RANKS, SAME + MIXED)).check("cpu")
 
 
-FIXED = {
-    "sizes": (2, 40, 48, 3, 5), "padding": "causal", "dtypes": (torch.bfloat16, torch.bfloat16), "normalize": None,
-    "seed": 0, "layouts": ("contiguous", "contiguous"), "expanded_grad": False,
-}  # fmt: skip
+@pytest.mark.parametrize("extra", [*EXTRAS, None])
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_every_keyword(kind, extra):
+    Problem(kind, extras=() if extra is None else (extra,)).check("cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [
+    {"length": 4097, "heads": 3, "head_size": 1, "width": 4}, {"length": 2047, "heads": 1, "head_size": 96, "width": 3},
+    {"length": 31, "heads": 1000, "head_size": 1, "width": 4}, {"length": 50, "heads": 16, "head_size": 128, "width": 8},
+    {"length": 129, "heads": 2, "head_size": 96, "width": 4, "rank": 64}, {"length": 64, "heads": 8, "head_size": 256, "width": 2, "rank": 128},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_large_sizes(kind, sizes):
+    Problem(kind, batch=1, **sizes).check("cpu")
 
 
 @pytest.mark.parametrize("kind", OPERATORS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_rule_catches_a_wrong_kernel(kind, dtype):
-    case = {**FIXED, "dtypes": (dtype, dtype)}
-    inputs, grad = inputs_of(kind, case)
-
-    def dropped_tap(*_):
-        x, filters = inputs[0], inputs[1].clone()
-        filters[..., -2] = 0
-        return outputs_and_gradients(lambda *a: OPERATORS[kind](*a), [x, filters], grad)
-
-    def flipped(*_):
-        return outputs_and_gradients(lambda *a: OPERATORS[kind](*a), [inputs[0], inputs[1].flip(-1)], grad)
-
-    def zero_gradient(results):
-        return [results[0], results[1], torch.zeros_like(results[2])]
-
-    check(kind, case)
-    for mistake in (dropped_tap, flipped, zero_gradient):
+    problem = Problem(kind, dtypes=(dtype, dtype), seed=3)
+    problem.check("cpu")
+    name = "basis" if kind == "lowrank" else "filters"
+    filters = problem.tensors()[0][name]
+    dropped = filters.clone()
+    dropped[..., -2] = 0
+    for wrong in (dropped, filters.flip(-1)):
         with pytest.raises(AssertionError, match="error"):
-            check(kind, case, mistake)
+            problem.check("cpu", **{name: wrong})
+    for gradient in [result for result in problem.run("cpu") if result.startswith("gradient")]:
+        with pytest.raises(AssertionError, match=gradient):
+            problem.check("cpu", lambda results, g=gradient: results | {g: torch.zeros_like(results[g])})
 
 
 @pytest.mark.parametrize("padding", ["causal", "same", 0, 2])
 @pytest.mark.parametrize(("T", "H", "W"), [(7, 2, 3), (4, 6, 9), (1, 3, 4)])
 def test_reference_is_the_definition(padding, T, H, W):
     x, filters = torch.randn(2, T, 6, dtype=torch.float64), torch.randn(2, T, H, W, dtype=torch.float64)
+    codes, basis = torch.randn(2, T, 5, dtype=torch.float64), torch.randn(5, 6, W, dtype=torch.float64)
     left = dynaconv.functional.left_padding(padding, W)
+    product = torch.einsum("btr,rdw->btdw", codes, basis)
+    static, bias = filters[0, 0], torch.randn(6, dtype=torch.float64)
+    taps = static.repeat_interleave(6 // H, 0)
     with dynaconv.backend("reference"):
-        dynamic = dynaconv.dynamic_conv(x, filters, padding=padding)
-        static = dynaconv.static_conv(x, filters[0, 0], padding=padding)
-        softmax = dynaconv.dynamic_conv(x, filters, padding=padding, normalize="softmax")
-    torch.testing.assert_close(dynamic, loop_conv(x, filters, left))
-    torch.testing.assert_close(static, loop_conv(x, filters[0, 0].expand(2, T, H, W), left))
-    torch.testing.assert_close(softmax, loop_conv(x, filters.softmax(-1), left))
-    assert not torch.allclose(dynamic, loop_conv(x, filters.flip(-1), left))
+        results = {
+            "dynamic": (dynaconv.dynamic_conv(x, filters, padding=padding), loop_conv(x, filters, left)),
+            "static": (dynaconv.static_conv(x, static, padding=padding), loop_conv(x, static.expand(2, T, H, W), left)),
+            "softmax": (
+                dynaconv.dynamic_conv(x, filters, padding=padding, normalize="softmax"),
+                loop_conv(x, filters.softmax(-1), left),
+            ),
+            "lowrank": (dynaconv.lowrank_conv(x, codes, basis, padding=padding), loop_conv(x, product, left)),
+            "all": (
+                dynaconv.lowrank_conv(
+                    x, codes, basis, padding=padding, static=static, bias=bias, activation="silu", residual=True,
+                    output_scale=0.3,
+                ),
+                0.3 * (torch.nn.functional.silu(loop_conv(x, product + taps, left) + bias) + x),
+            ),
+        }  # fmt: skip
+    for name, (actual, expected) in results.items():
+        torch.testing.assert_close(actual, expected, msg=name)
+    assert not torch.allclose(results["dynamic"][0], loop_conv(x, filters.flip(-1), left))
 
 
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_reference_gradients_of_any_order(kind):
-    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
-    shape = (2, 4) if kind == "static" else (2, 3, 2, 4)
-    filters = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    function = reference(OPERATORS[kind], normalize="softmax", padding="same")
-    assert torch.autograd.gradcheck(function, (x, filters))
-    assert torch.autograd.gradgradcheck(function, (x, filters))
+    problem = Problem(
+        kind, 2, 3, 2, 2, 4, 3, "same", ("static", "silu", "bias", "residual", "softmax"), (torch.float64,) * 2
+    )
+    inputs, keywords, _ = problem.tensors()
+    leaves = [tensor.requires_grad_() for tensor in inputs.values()]
+
+    def function(*tensors):
+        with dynaconv.backend("reference"):
+            return OPERATORS[kind](**dict(zip(inputs, tensors, strict=True)), **keywords)
+
+    assert torch.autograd.gradcheck(function, leaves)
+    assert torch.autograd.gradgradcheck(function, leaves)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("extras", [("static",), EVERYTHING], ids=["plain", "all keywords"])
 @pytest.mark.parametrize("kind", OPERATORS)
-@pytest.mark.parametrize("sizes", [(2, 33, 48, 3, 5), (1, 1, 7, 1, 31), (3, 70, 130, 2, 16), (2, 5, 12, 12, 4)])
-def test_every_output_is_written_and_nothing_else(kind, sizes, poisoned):
-    with dynaconv.backend("cpu"):
-        inputs, grad = inputs_of(kind, {**FIXED, "sizes": sizes, "dtypes": (torch.float32, torch.float32)})
-        results = outputs_and_gradients(lambda *a: OPERATORS[kind](*a, padding="same"), inputs, grad)
-    assert all(result.isfinite().all() for result in results)
+def test_packed_sequences_are_convolved_one_by_one(kind, extras, backend):
+    """Outputs, final states and all gradients; sequences of length 0, 1 and shorter than the filter among them."""
+    problem = Problem(kind, length=31, extras=(*extras, "packed"))
+    inputs, keywords, grads = problem.tensors()
+    ends = keywords.pop("cu_seqlens").tolist()
+    assert {b - a for a, b in zip(ends, ends[1:])} >= {0, 3}
+    packed = problem.run(backend)
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items()}
+    outputs, states = [], []
+    with dynaconv.backend(backend):
+        for n, (start, end) in enumerate(zip(ends, ends[1:])):
+            own = dict(leaves)
+            for name in ("x", "codes", *(["filters"] if kind == "dynamic" else [])):
+                if name in own:
+                    own[name] = own[name][:, start:end]
+            if "initial_state" in own:
+                own["initial_state"] = own["initial_state"][n : n + 1]
+            y = OPERATORS[kind](**own, **keywords)
+            outputs.append(y[0] if isinstance(y, tuple) else y)
+            states += [y[1]] if isinstance(y, tuple) else []
+    results = [torch.cat(outputs, 1), *([torch.cat(states)] if states else [])]
+    gradients = torch.autograd.grad(results, list(leaves.values()), grads)
+    expected = [*results, *gradients]
+    for (name, actual), value in zip(packed.items(), expected, strict=True):
+        torch.testing.assert_close(actual, value, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("extras", [(), EVERYTHING, ("packed", "static")], ids=["plain", "all keywords", "packed"])
+@pytest.mark.parametrize("sizes", [(2, 33, 3, 16, 5), (1, 1, 1, 7, 31), (3, 70, 2, 65, 16), (2, 5, 12, 1, 4)])
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_every_output_is_written_and_nothing_else(kind, sizes, extras, poisoned):
+    results = Problem(kind, *sizes, extras=extras).run("cpu")
+    assert all(result.isfinite().all() for result in results.values())
     check_guards(poisoned)
 
 
-def test_nan_stays_where_it_is():
+@pytest.mark.parametrize("kind", ["dynamic", "lowrank"])
+def test_nan_stays_where_it_is(kind):
     """An input that is not a number reaches the outputs whose window holds it, and no others."""
-    x, filters = torch.randn(1, 20, 8), torch.randn(1, 20, 2, 3)
-    x[0, 7, 5] = float("nan")
-    y = dynaconv.dynamic_conv(x, filters)
-    bad = y.isnan().nonzero().tolist()
+    inputs, _, _ = Problem(kind, 1, 20, 2, 4, 3).tensors()
+    inputs["x"][0, 7, 5] = float("nan")
+    bad = OPERATORS[kind](**inputs).isnan().nonzero().tolist()
     assert bad == [[0, t, 5] for t in (7, 8, 9)]
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_silu_of_the_extreme(dtype, backend):
+    z = torch.tensor(
+        [-1e300 if dtype == torch.float64 else -1e30, -800, -90, -1, 0, 1, 90, 1e30, torch.inf, torch.nan, -torch.inf],
+        dtype=dtype,
+    )
+    with dynaconv.backend(backend):
+        y = dynaconv.static_conv(z.view(1, -1, 1), torch.ones(1, 1, dtype=dtype), activation="silu")
+    torch.testing.assert_close(y.flatten(), torch.nn.functional.silu(z), equal_nan=True)
 
 
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_repeats_and_thread_counts_give_the_same_bits(kind):
-    inputs, grad = inputs_of(kind, {**FIXED, "sizes": (4, 200, 96, 4, 7), "dtypes": (torch.float32, torch.float32)})
+    problem = Problem(kind, 4, 200, 4, 24, 7, extras=("static", "bias", "silu"))
     threads = torch.get_num_threads()
-    first = outputs_and_gradients(lambda *a: OPERATORS[kind](*a), inputs, grad)
+    first = problem.run("cpu")
     try:
         for count in (1, 2, 2):
             torch.set_num_threads(count)
-            again = outputs_and_gradients(lambda *a: OPERATORS[kind](*a), inputs, grad)
-            assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+            again = problem.run("cpu")
+            assert all(torch.equal(first[name], again[name]) for name in first)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_only_gradients_that_are_wanted(kind, backend):
+    """Frozen inputs get none, and the others the same as if nothing were frozen."""
+    problem = Problem(kind, extras=("static", "bias", "state"))
+    everything = problem.run(backend)
+    inputs, keywords, grads = problem.tensors()
+    for name in inputs:
+        leaves = {n: tensor.detach().requires_grad_(n == name) for n, tensor in inputs.items()}
+        with dynaconv.backend(backend):
+            outputs = OPERATORS[kind](**leaves, **keywords)
+        pairs = [(y, g) for y, g in zip(outputs, grads) if y.requires_grad]
+        torch.autograd.backward([y for y, _ in pairs], [g for _, g in pairs])
+        torch.testing.assert_close(leaves[name].grad, everything[f"gradient of {name}"])
+        assert all(leaf.grad is None for n, leaf in leaves.items() if n != name)

@@ -1,97 +1,268 @@
-"""The Numba kernels as PyTorch operators `dynaconv::...`: autograd, fake tensors for torch.compile and export.
+"""The operators `dynaconv::...` of PyTorch: autograd, fake tensors for torch.compile and export, FLOPs.
 
-Gradients of gradients are not defined for these operators: PyTorch raises. `dynaconv.backend("reference")` has them.
+Every operator has a forward and a backward function in each implementation; what is the same for all of them is here:
+the gradients of the activation and of the bias, dtypes, and sequences without tokens. Gradients of gradients are not
+defined: PyTorch raises. `dynaconv.backend("reference")` has them.
+
+`implementation` is "cpu" or "triton"; a gradient runs where its forward pass ran.
 """
+
+import math
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
-from .cpu import dynamic, static
-from .cpu.runtime import compute_dtype
-
-
-@torch.library.custom_op("dynaconv::dynamic_conv", mutates_args=(), device_types="cpu")
-def dynamic_conv(x: Tensor, filters: Tensor, left: int) -> Tensor:
-    """:func:`dynaconv.kernels.reference.dynamic.dynamic_conv`."""
-    return dynamic.dynamic_conv(x, filters, left)
+from .options import Options, compute_dtype
+from .sequences import sequence_ends
 
 
-@torch.library.custom_op("dynaconv::dynamic_input_grad", mutates_args=(), device_types="cpu")
-def dynamic_input_grad(grad: Tensor, filters: Tensor, left: int, length: int) -> Tensor:
-    """Gradient of x, [B, length, D]."""
-    return dynamic.dynamic_input_grad(grad, filters, left, length)
+def _family(implementation: str, name: str) -> ModuleType:
+    return import_module(f"{__package__}.{implementation}.{name}")
 
 
-@torch.library.custom_op("dynaconv::dynamic_filter_grad", mutates_args=(), device_types="cpu")
-def dynamic_filter_grad(grad: Tensor, x: Tensor, left: int, heads: int, width: int) -> Tensor:
-    """Gradient of the filters, [B, T, heads, width], at least fp32."""
-    return dynamic.dynamic_filter_grad(grad, x, left, heads, width)
+def _is_empty(x: Tensor, cu_seqlens: Tensor | None) -> bool:
+    """Whether there is no token or no channel; no kernel looks at the sequences then."""
+    if x.numel() == 0 and cu_seqlens is not None:
+        sequence_ends(cu_seqlens, x.shape[1])
+    return x.numel() == 0
 
 
-@torch.library.custom_op("dynaconv::static_conv", mutates_args=(), device_types="cpu")
-def static_conv(x: Tensor, filters: Tensor, left: int, length: int) -> Tensor:
-    """:func:`dynaconv.kernels.reference.static.static_conv`."""
-    return static.static_conv(x, filters, left, length)
+def _taps(filters: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    """Filters [H, W] as taps [W, D]: one row of channels for every tap."""
+    return filters.detach().to(dtype).T.repeat_interleave(channels // filters.shape[0], dim=1).contiguous()
 
 
-@torch.library.custom_op("dynaconv::static_filter_grad", mutates_args=(), device_types="cpu")
-def static_filter_grad(grad: Tensor, x: Tensor, left: int, heads: int, width: int) -> Tensor:
-    """Gradient of the filters, [heads, width], at least fp32."""
-    return static.static_filter_grad(grad, x, left, heads, width)
+def _filters(taps: Tensor, like: Tensor) -> Tensor:
+    """The transpose of `_taps`: gradients of taps [W, D] summed over the channels of each filter, [H, W]."""
+    return taps.unflatten(1, (like.shape[0], -1)).sum(2).T.to(like.dtype).contiguous()
 
 
-@dynamic_conv.register_fake
-def _(x: Tensor, filters: Tensor, left: int) -> Tensor:
-    return x.new_empty(x.shape[0], filters.shape[1], x.shape[2])
+def _sum_and_bias_gradients(
+    forward: Callable[..., Tensor], grad: Tensor, bias: Tensor | None, options: Options, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the sum over the taps, without the factor `scale`, and of the bias.
+
+    Behind SiLU the first is a tensor of its own, [B, T, D] in `dtype`.
+    """
+    dz = forward(grad=grad) if options.silu else grad
+    db = grad.new_empty(0) if bias is None else (dz.sum((0, 1), dtype=dtype) * options.scale).to(bias.dtype)
+    return dz, db
 
 
-@dynamic_input_grad.register_fake
-def _(grad: Tensor, filters: Tensor, left: int, length: int) -> Tensor:
-    return grad.new_empty(grad.shape[0], length, grad.shape[2])
+@torch.library.custom_op("dynaconv::static_conv", mutates_args=())
+def static_conv(
+    x: Tensor, filters: Tensor, bias: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None, left: int,
+    silu: bool, residual: bool, scale: float, implementation: str,
+) -> Tensor:  # fmt: skip
+    """Filters [H, W]; see :func:`dynaconv.static_conv`."""
+    if _is_empty(x, cu_seqlens):
+        return x.new_empty(x.shape)
+    taps = _taps(filters, x.shape[2], compute_dtype(x, filters, bias))
+    return _family(implementation, "static").forward(
+        x.detach(), taps, bias, state, cu_seqlens, Options(left, silu, residual, scale)
+    )
 
 
-@dynamic_filter_grad.register_fake
-def _(grad: Tensor, x: Tensor, left: int, heads: int, width: int) -> Tensor:
-    return grad.new_empty(grad.shape[0], grad.shape[1], heads, width, dtype=compute_dtype(grad, x))
+@torch.library.custom_op("dynaconv::static_conv_backward", mutates_args=())
+def static_conv_backward(
+    grad: Tensor, x: Tensor, filters: Tensor, bias: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None,
+    left: int, silu: bool, residual: bool, scale: float, implementation: str, of_inputs: bool, of_filters: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, filters, bias and state; those of x and state only if `of_inputs`, of filters if `of_filters`."""
+    if _is_empty(x, cu_seqlens):
+        return _zeros((of_inputs, of_filters), x, filters, bias, state)
+    family, options = _family(implementation, "static"), Options(left, silu, residual, scale)
+    taps = _taps(filters, x.shape[2], compute_dtype(x, filters, bias))
+    forward = partial(family.forward, x, taps, bias, state, cu_seqlens, options)
+    dz, db = _sum_and_bias_gradients(forward, grad, bias, options, taps.dtype)
+    dx, dtaps, dstate = family.backward(dz, grad, x, taps, state, cu_seqlens, options, of_inputs, of_filters)
+    dfilters = _filters(dtaps, filters) if of_filters else x.new_empty(0)
+    return dx, dfilters, db, _state_gradient(dstate, state, x)
 
 
-@static_conv.register_fake
-def _(x: Tensor, filters: Tensor, left: int, length: int) -> Tensor:
-    return x.new_empty(x.shape[0], length, x.shape[2])
+@torch.library.custom_op("dynaconv::dynamic_conv", mutates_args=())
+def dynamic_conv(
+    x: Tensor, filters: Tensor, static: Tensor | None, bias: Tensor | None, state: Tensor | None,
+    cu_seqlens: Tensor | None, left: int, silu: bool, residual: bool, scale: float, implementation: str,
+) -> Tensor:  # fmt: skip
+    """Filters [B, T, H, W] and static ones [Hs, W]; see :func:`dynaconv.dynamic_conv`."""
+    if _is_empty(x, cu_seqlens):
+        return x.new_empty(x.shape)
+    dtype = compute_dtype(x, filters, static, bias)
+    taps = None if static is None else _taps(static, x.shape[2], dtype)
+    return _family(implementation, "dynamic").forward(
+        x, filters, taps, bias, state, cu_seqlens, Options(left, silu, residual, scale), dtype
+    )
 
 
-@static_filter_grad.register_fake
-def _(grad: Tensor, x: Tensor, left: int, heads: int, width: int) -> Tensor:
-    return grad.new_empty(heads, width, dtype=compute_dtype(grad, x))
+@torch.library.custom_op("dynaconv::dynamic_conv_backward", mutates_args=())
+def dynamic_conv_backward(
+    grad: Tensor, x: Tensor, filters: Tensor, static: Tensor | None, bias: Tensor | None, state: Tensor | None,
+    cu_seqlens: Tensor | None, left: int, silu: bool, residual: bool, scale: float, implementation: str,
+    of_inputs: bool, of_filters: bool, of_static: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, filters, static filters, bias and state, as far as they are wanted."""
+    wanted = (of_inputs, of_filters, of_static)
+    if _is_empty(x, cu_seqlens):
+        return _zeros(wanted, x, filters, static, bias, state)
+    family, options = _family(implementation, "dynamic"), Options(left, silu, residual, scale)
+    dtype = compute_dtype(x, filters, static, bias)
+    taps = None if static is None else _taps(static, x.shape[2], dtype)
+    inputs = (x, filters, taps, bias, state, cu_seqlens, options, dtype)
+    dz, db = _sum_and_bias_gradients(partial(family.forward, *inputs), grad, bias, options, dtype)
+    dx, df, dstate = family.backward(
+        dz, grad, x, filters, taps, state, cu_seqlens, options, dtype, of_inputs, of_filters
+    )
+    ds = _static_gradient(of_static, implementation, dz, grad, x, static, taps, state, cu_seqlens, options)
+    return dx, df, ds, db, _state_gradient(dstate, state, x)
 
 
-def _save(ctx, inputs: tuple, output: Tensor) -> None:
-    x, filters, ctx.left = inputs[:3]
-    ctx.save_for_backward(x, filters)
+@torch.library.custom_op("dynaconv::lowrank_conv", mutates_args=())
+def lowrank_conv(
+    x: Tensor, codes: Tensor, basis: Tensor, static: Tensor | None, bias: Tensor | None, state: Tensor | None,
+    cu_seqlens: Tensor | None, left: int, silu: bool, residual: bool, scale: float, implementation: str,
+) -> Tensor:  # fmt: skip
+    """Codes [B, T, R], basis [R, D, W] and static filters [Hs, W]; see :func:`dynaconv.lowrank_conv`."""
+    if _is_empty(x, cu_seqlens):
+        return x.new_empty(x.shape)
+    dtype = compute_dtype(x, codes, basis, static, bias)
+    taps = None if static is None else _taps(static, x.shape[2], dtype)
+    return _family(implementation, "lowrank").forward(
+        x, codes, basis, taps, bias, state, cu_seqlens, Options(left, silu, residual, scale), dtype
+    )
 
 
-def _dynamic_backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-    x, filters = ctx.saved_tensors
-    dx = df = None
-    if ctx.needs_input_grad[0]:
-        dx = dynamic_input_grad(grad, filters, ctx.left, x.shape[1])
-    if ctx.needs_input_grad[1]:
-        wide = x.to(torch.promote_types(x.dtype, filters.dtype))  # fp64 where only the filters are
-        df = dynamic_filter_grad(grad, wide, ctx.left, *filters.shape[2:]).to(filters.dtype)
-    return dx, df, None
+@torch.library.custom_op("dynaconv::lowrank_conv_backward", mutates_args=())
+def lowrank_conv_backward(
+    grad: Tensor, x: Tensor, codes: Tensor, basis: Tensor, static: Tensor | None, bias: Tensor | None,
+    state: Tensor | None, cu_seqlens: Tensor | None, left: int, silu: bool, residual: bool, scale: float,
+    implementation: str, of_inputs: bool, of_filters: bool, of_static: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, codes, basis, static filters, bias and state, as far as they are wanted."""
+    if _is_empty(x, cu_seqlens):
+        return _zeros((of_inputs, of_filters, of_filters, of_static), x, codes, basis, static, bias, state)
+    family, options = _family(implementation, "lowrank"), Options(left, silu, residual, scale)
+    dtype = compute_dtype(x, codes, basis, static, bias)
+    taps = None if static is None else _taps(static, x.shape[2], dtype)
+    inputs = (x, codes, basis, taps, bias, state, cu_seqlens, options, dtype)
+    dz, db = _sum_and_bias_gradients(partial(family.forward, *inputs), grad, bias, options, dtype)
+    dx, dcodes, dbasis, dstate = family.backward(
+        dz, grad, x, codes, basis, taps, state, cu_seqlens, options, dtype, of_inputs, of_filters
+    )
+    dcodes, dbasis = dcodes.to(codes.dtype).contiguous(), dbasis.to(basis.dtype).contiguous()
+    ds = _static_gradient(of_static, implementation, dz, grad, x, static, taps, state, cu_seqlens, options)
+    return dx, dcodes, dbasis, ds, db, _state_gradient(dstate, state, x)
 
 
-def _static_backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-    x, filters = ctx.saved_tensors
-    dx = df = None
-    if ctx.needs_input_grad[0]:
-        # The transpose of a convolution is the convolution with the flipped filter.
-        dx = static_conv(grad, filters.flip(1), filters.shape[1] - 1 - ctx.left, x.shape[1])
-    if ctx.needs_input_grad[1]:
-        wide = x.to(torch.promote_types(x.dtype, filters.dtype))  # fp64 where only the filters are
-        df = static_filter_grad(grad, wide, ctx.left, *filters.shape).to(filters.dtype)
-    return dx, df, None, None
+def _static_gradient(
+    wanted: bool, implementation: str, dz: Tensor, grad: Tensor, x: Tensor, static: Tensor | None, taps: Tensor | None,
+    state: Tensor | None, cu_seqlens: Tensor | None, options: Options,
+) -> Tensor:  # fmt: skip
+    """Gradient of static filters that are added to others."""
+    if not wanted or static is None or taps is None:
+        return x.new_empty(0)
+    family = _family(implementation, "static")
+    return _filters(family.backward(dz, grad, x, taps, state, cu_seqlens, options, False, True)[1], static)
 
 
-dynamic_conv.register_autograd(_dynamic_backward, setup_context=_save)
-static_conv.register_autograd(_static_backward, setup_context=_save)
+def _zeros(wanted: tuple[bool, ...], *inputs: Tensor | None) -> Any:
+    """Gradients where there is no token or no channel."""
+    return tuple(gradient.zero_() for gradient in _empty_gradients(wanted, *inputs))
+
+
+def _empty_gradients(wanted: tuple[bool, ...], *inputs: Tensor | None) -> Any:
+    """A tensor like each of x, filters, ..., bias and state; an empty one where there is no gradient."""
+    like: Any = inputs[0]
+    exists = (*wanted, *(True for _ in inputs[len(wanted) : -1]), wanted[0])
+    return tuple(
+        like.new_empty(0) if t is None or not e else t.new_empty(t.shape) for t, e in zip(inputs, exists, strict=True)
+    )
+
+
+def _state_gradient(gradient: Tensor | None, state: Tensor | None, x: Tensor) -> Tensor:
+    return x.new_empty(0) if gradient is None or state is None else gradient.to(state.dtype)
+
+
+# In every signature x comes first, then `filters` tensors, bias, state, cu_seqlens and the options.
+_OPERATORS = ((static_conv, static_conv_backward, 1), (dynamic_conv, dynamic_conv_backward, 2),
+              (lowrank_conv, lowrank_conv_backward, 3))  # fmt: skip
+
+
+def _register(forward: Any, backward: Any, filters: int) -> None:
+    count = filters + 3
+
+    def wanted(needed: Any) -> tuple[bool, ...]:
+        """Codes and basis share a flag: one pass gives both gradients."""
+        of_inputs = needed[0] or needed[count - 1]
+        return (of_inputs, any(needed[1:3]), needed[3]) if filters == 3 else (of_inputs, *needed[1 : 1 + filters])
+
+    def fake(grad: Tensor, *inputs: Any) -> Any:
+        flags = inputs[count + 6 :]
+        return _empty_gradients((*flags[:2], *flags[1:]) if filters == 3 else flags, *inputs[:count])
+
+    def save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[: count + 1])
+        ctx.options = inputs[count + 1 :]
+
+    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        results = backward(grad, *ctx.saved_tensors, *ctx.options, *wanted(ctx.needs_input_grad))
+        needed = zip(results, ctx.needs_input_grad, strict=False)
+        return *(r if need else None for r, need in needed), None, *(None for _ in ctx.options)
+
+    forward.register_fake(lambda x, *_: x.new_empty(x.shape))
+    backward.register_fake(fake)
+    forward.register_autograd(gradients, setup_context=save)
+
+
+for _operator in _OPERATORS:
+    _register(*_operator)
+
+
+@register_flop_formula(torch.ops.dynaconv.static_conv)
+def _static_flops(x_shape: Any, filters_shape: Any, *_: Any, **__: Any) -> int:
+    """A product and a sum for every tap."""
+    return 2 * math.prod(x_shape) * filters_shape[-1]
+
+
+@register_flop_formula(torch.ops.dynaconv.dynamic_conv)
+def _dynamic_flops(x_shape: Any, filters_shape: Any, static_shape: Any = None, *_: Any, **__: Any) -> int:
+    """A product and a sum for every tap; one more sum where static filters are added."""
+    return (2 if static_shape is None else 3) * math.prod(x_shape) * filters_shape[-1]
+
+
+@register_flop_formula(torch.ops.dynaconv.lowrank_conv)
+def _lowrank_flops(
+    x_shape: Any, codes_shape: Any, basis_shape: Any, static_shape: Any = None, *_: Any, **__: Any
+) -> int:
+    """The filters, a product of codes and basis, and the convolution with them."""
+    R, D, W = basis_shape
+    return (2 * R + (2 if static_shape is None else 3)) * x_shape[0] * x_shape[1] * D * W
+
+
+@register_flop_formula(torch.ops.dynaconv.static_conv_backward)
+def _static_backward_flops(grad_shape: Any, x_shape: Any, filters_shape: Any, *_: Any, **__: Any) -> int:
+    """As much as the operator for the gradient of x, and again for that of the filters."""
+    return 2 * _static_flops(x_shape, filters_shape)
+
+
+@register_flop_formula(torch.ops.dynaconv.dynamic_conv_backward)
+def _dynamic_backward_flops(
+    grad_shape: Any, x_shape: Any, filters_shape: Any, static_shape: Any = None, *_: Any, **__: Any
+) -> int:
+    """As much as the operator for the gradient of x, and again for that of the filters."""
+    return 2 * _dynamic_flops(x_shape, filters_shape, static_shape)
+
+
+@register_flop_formula(torch.ops.dynaconv.lowrank_conv_backward)
+def _lowrank_backward_flops(
+    grad_shape: Any, x_shape: Any, codes_shape: Any, basis_shape: Any, static_shape: Any = None, *_: Any, **__: Any
+) -> int:
+    """The filters once more and the gradient of x; then a product of matrices each for codes and basis."""
+    R, _, W = basis_shape
+    return _lowrank_flops(x_shape, codes_shape, basis_shape, static_shape) + (4 * R + 2) * math.prod(x_shape) * W

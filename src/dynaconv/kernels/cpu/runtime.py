@@ -5,9 +5,12 @@ does not compete with the spinning threads of the operator before it. Measured o
 convolution: 4.9 ms on the shared pool, 8.6 ms on a pool of its own.
 """
 
+import contextlib
+import hashlib
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -15,13 +18,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..sequences import sequence_ends
+
 config: Any = numba.config
 if "NUMBA_THREADING_LAYER" not in os.environ and "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
     config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 # Reassociation lets LLVM vectorise dot products; NaN and infinity keep their meaning.
-kernel = numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
-inline = numba.njit(inline="always", nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+_njit: Any = numba.njit
+_options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+_parallel = dict.fromkeys(("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil"), False) | {
+    "prange": True
+}
+inline = _njit(inline="always", **_options)
+function = _njit(**_options)
+_sources = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).digest()
+
+
+def kernel(entry: Callable) -> Callable:
+    """Compile a function for all threads, and keep it on disk."""
+    compiled: Any = _njit(parallel=_parallel, cache=True, **_options)(entry)
+    # Numba compiles again when the file of a kernel changes, but not when that of a function inlined into it does.
+    with contextlib.suppress(AttributeError):
+        compiled._cache._cache_file._source_stamp = _sources
+    return compiled
+
 
 _lock = threading.Lock()
 _forked = False
@@ -42,20 +63,41 @@ def is_usable() -> bool:
 
 def launch(function: Callable, *arguments: object) -> None:
     """Run a kernel on `torch.get_num_threads()` threads."""
+    if _forked:
+        raise RuntimeError('Numba kernels do not run in a forked process: use dynaconv.backend("reference") there')
     # One kernel uses every thread, so callers wait for each other; Numba's workqueue layer would abort on concurrency.
     with _lock:
-        numba.set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))
+        threads = torch.get_num_threads()
+        numba.set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
         function(*arguments)
+        # Numba sets the thread count of the shared pool when it starts.
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
-def block_length(batch: int, length: int) -> int:
-    """Tokens that one task works on: a window that stays in the L1 cache, and a few tasks for every thread."""
-    return max(8, min(64, batch * length // (4 * torch.get_num_threads())))
+def tasks(batch: int, length: int, cu_seqlens: Tensor | None) -> np.ndarray:
+    """Blocks of consecutive tokens, [K, 6]: sequence, batch row, its first token there, its length, block's ends in it.
+
+    A block keeps its window in the L1 cache, and there are a few for every thread. The table depends on the sizes
+    alone: with another number of threads the sums, and so the bits, stay the same.
+    """
+    if cu_seqlens is None:
+        row, start, lengths = np.arange(batch), np.zeros(batch, np.int64), np.full(batch, length)
+    else:
+        offsets = np.array(sequence_ends(cu_seqlens, length))
+        row, start, lengths = np.zeros(len(offsets) - 1, np.int64), offsets[:-1], np.diff(offsets)
+    block = max(8, min(64, batch * length // 32))
+    counts = -(-lengths // block)
+    sequence = np.repeat(np.arange(len(counts)), counts)
+    first = (np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)) * block
+    last = np.minimum(first + block, lengths[sequence])
+    return np.stack([sequence, row[sequence], start[sequence], lengths[sequence], first, last], axis=1)
 
 
-def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """fp64 where an input is fp64, else fp32."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+def groups(table: np.ndarray, limit: int) -> np.ndarray:
+    """Where to cut a table of tasks into at most `limit` groups, each of which keeps a partial sum of its own."""
+    count = max(1, min(64, limit, len(table)))
+    return np.linspace(0, len(table), count + 1).astype(np.int64)
 
 
 def rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -67,4 +109,9 @@ def rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def flat(tensor: Tensor) -> np.ndarray:
     """The memory of a tensor from its first to its last element, as one array that its strides index."""
     extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else 0
-    return tensor.as_strided((extent,), (1,)).numpy()
+    return tensor.detach().as_strided((extent,), (1,)).numpy()
+
+
+def optional(tensor: Tensor | None, like: Tensor) -> np.ndarray:
+    """The elements of a tensor in order, or an empty array, in the dtype of `like`."""
+    return flat(like.new_empty(0) if tensor is None else tensor.detach().to(like.dtype).contiguous())

@@ -3,96 +3,104 @@
 from numba import prange
 from torch import Tensor
 
-from .runtime import block_length, compute_dtype, flat, inline, kernel, launch, rows
-
-CHANNELS = 128  # at most this many channels at a time: 31 rows of x and of filters fit into the L1 cache
-GROUPS = 4  # partial sums of the filter gradient over the batch; fixed, so that the sum does not depend on the threads
-
-
-def static_conv(x: Tensor, filters: Tensor, left: int, length: int) -> Tensor:
-    """[B, S, D] and [H, W] to [B, T, D]; see :func:`dynaconv.kernels.reference.static.static_conv`."""
-    dtype = compute_dtype(x, filters)
-    inputs = rows(x, dtype)
-    B, S, D = x.shape
-    H, W = filters.shape
-    taps = filters.detach().to(dtype).T.repeat_interleave(D // H, dim=1)
-    out = inputs.new_empty(B, length, D)
-    if out.numel():
-        sizes = (B, S, length, D, W)
-        launch(
-            _convolve, flat(out), flat(inputs), inputs.stride()[:2], flat(taps), sizes, left, block_length(B, length)
-        )
-    return out.to(x.dtype)
+from ..options import Options
+from .rows import (
+    add_products,
+    add_scaled,
+    add_static_transpose,
+    add_static_window,
+    channels_at_a_time,
+    finish,
+    row,
+    scaled,
+)  # fmt: skip
+from .runtime import flat, groups, kernel, launch, optional, rows, tasks
 
 
-def static_filter_grad(grad: Tensor, x: Tensor, left: int, heads: int, width: int) -> Tensor:
-    """Gradient of the filters, [H, W] in fp32 (fp64 where an input is fp64)."""
-    dtype = compute_dtype(grad, x)
-    grad, x = rows(grad, dtype), rows(x, dtype)
-    B, T, D = grad.shape
-    partial = grad.new_zeros(GROUPS, width, D)
-    if grad.numel() and x.numel():
-        launch(
-            _products, flat(partial), flat(grad), grad.stride()[:2], flat(x), x.stride()[:2],
-            (B, x.shape[1], T, D, width), left,
-        )  # fmt: skip
-    return partial.sum(0).unflatten(1, (heads, D // heads)).sum(2).T.contiguous()
+def forward(
+    x: Tensor, taps: Tensor, bias: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None, options: Options,
+    grad: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """The operator with taps [W, D]; with `grad` the gradient of the sum behind SiLU instead, in the dtype of taps."""
+    inputs, (B, T, D) = rows(x, taps.dtype), x.shape
+    out = inputs.new_empty(B, T, D)
+    launch(
+        _forward, flat(out), flat(inputs), inputs.stride()[:2], flat(taps), optional(state, taps), optional(bias, taps),
+        optional(grad, taps), tasks(B, T, cu_seqlens), (T, D, *_widths(taps)), *options,
+    )  # fmt: skip
+    return out.to(x.dtype) if grad is None else out
 
 
-@inline
-def _add_products(out, o, a, i, i_step, x, j, j_step, count, n):
-    """out[o : o + n] += sum_{r < count} a[i + r i_step : ... + n] * x[j + r j_step : ... + n], four rows at a time."""
-    y = out[o : o + n]
-    while count >= 4:
-        a0, a1, a2, a3 = a[i : i + n], a[i + i_step :], a[i + 2 * i_step :], a[i + 3 * i_step :]
-        x0, x1, x2, x3 = x[j : j + n], x[j + j_step :], x[j + 2 * j_step :], x[j + 3 * j_step :]
-        for c in range(n):
-            y[c] += a0[c] * x0[c] + a1[c] * x1[c] + a2[c] * x2[c] + a3[c] * x3[c]
-        i += 4 * i_step
-        j += 4 * j_step
-        count -= 4
-    while count > 0:
-        a0, x0 = a[i : i + n], x[j : j + n]
-        for c in range(n):
-            y[c] += a0[c] * x0[c]
-        i += i_step
-        j += j_step
-        count -= 1
+def backward(
+    dz: Tensor, grad: Tensor, x: Tensor, taps: Tensor, state: Tensor | None, cu_seqlens: Tensor | None,
+    options: Options, of_inputs: bool, of_filters: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """Gradients of x, of the taps [W, D] and of the state, from those of the sum, `dz`, and of the output, `grad`.
+
+    Those that are not wanted are empty.
+    """
+    dtype, (B, T, D) = taps.dtype, x.shape
+    z, inputs, residual = rows(dz, dtype), rows(x, dtype), rows(grad, dtype)
+    table = tasks(B, T, cu_seqlens)
+    edges = groups(table, limit=B * T // (20 * len(taps)))
+    dx = inputs.new_empty((B, T, D) if of_inputs else (0,))
+    dstate = inputs.new_zeros(state.shape) if of_inputs and state is not None else None
+    partial = inputs.new_zeros(len(edges) - 1 if of_filters else 0, *taps.shape)
+    launch(
+        _backward, flat(dx), optional(dstate, taps), flat(partial), flat(z), z.stride()[:2], flat(residual),
+        residual.stride()[:2], flat(inputs), inputs.stride()[:2], flat(taps), optional(state, taps), table, edges,
+        (T, D, *_widths(taps)), options.left, options.residual, options.scale,
+    )  # fmt: skip
+    return dx.to(x.dtype), partial.sum(0) * options.scale, dstate
+
+
+def _widths(taps: Tensor) -> tuple[int, int]:
+    return taps.shape[0], channels_at_a_time(taps.shape[0])
 
 
 @kernel
-def _convolve(out, x, x_strides, taps, sizes, left, block):
-    B, S, T, D, W = sizes
-    blocks = (T + block - 1) // block
-    for task in prange(B * blocks):
-        b = task // blocks
-        first = task % blocks * block
-        for d in range(0, D, CHANNELS):
-            n = min(CHANNELS, D - d)
-            for t in range(first, min(T, first + block)):
-                w = max(0, left - t)
-                o = (b * T + t) * D + d
-                out[o : o + n] = 0
-                j = b * x_strides[0] + (t + w - left) * x_strides[1] + d
-                _add_products(out, o, taps, w * D + d, D, x, j, x_strides[1], min(W, S + left - t) - w, n)
+def _forward(out, x, x_strides, taps, state, bias, grad, tasks, sizes, left, silu, residual, scale):
+    length, D, W, channels = sizes
+    for task in prange(len(tasks)):
+        n, b, start, T = tasks[task, 0], tasks[task, 1], tasks[task, 2], tasks[task, 3]
+        base, step = b * x_strides[0] + start * x_strides[1], x_strides[1]
+        for d in range(0, D, channels):
+            for t in range(tasks[task, 4], tasks[task, 5]):
+                o = (b * length + start + t) * D + d
+                y = row(out, o, min(channels, D - d))
+                add_static_window(y, True, taps, state, n, x, base, step, d, t, T, D, W, left)
+                finish(y, bias, d, x, base + t * step + d, grad, o, silu, residual, scale)
 
 
 @kernel
-def _products(partial, g, g_strides, x, x_strides, sizes, left):
-    """partial[b % GROUPS, w, d] += sum_t g[b, t, d] * x[b, t + w - left, d]."""
-    B, S, T, D, W = sizes
-    columns = 32
-    blocks = (D + columns - 1) // columns
-    for task in prange(GROUPS * blocks):
-        group = task // blocks
-        d = task % blocks * columns
-        n = min(columns, D - d)
-        for b in range(group, B, GROUPS):
-            for first in range(0, T, 64):
-                for w in range(W):
-                    t = max(first, left - w)
-                    count = min(T, first + 64, S + left - w) - t
-                    i = b * g_strides[0] + t * g_strides[1] + d
-                    j = b * x_strides[0] + (t + w - left) * x_strides[1] + d
-                    o = (group * W + w) * D + d
-                    _add_products(partial, o, g, i, g_strides[1], x, j, x_strides[1], count, n)
+def _backward(
+    dx, dstate, partial, g, g_strides, dy, dy_strides, x, x_strides, taps, state, tasks, edges, sizes, left, residual,
+    scale,
+):  # fmt: skip
+    length, D, W, channels = sizes
+    blocks = (D + channels - 1) // channels
+    for item in prange((len(edges) - 1) * blocks):
+        group, d = item // blocks, item % blocks * channels
+        m = min(channels, D - d)
+        for task in range(edges[group], edges[group + 1]):
+            n, b, start, T = tasks[task, 0], tasks[task, 1], tasks[task, 2], tasks[task, 3]
+            t0, t1 = tasks[task, 4], tasks[task, 5]
+            base, step = b * g_strides[0] + start * g_strides[1], g_strides[1]
+            for s in range(-(W - 1) if t0 == 0 and state.size > 0 else t0, t1 if dx.size > 0 else -W):
+                if s < 0:
+                    y = row(dstate, (n * (W - 1) + W - 1 + s) * D + d, m)
+                else:
+                    y = row(dx, (b * length + start + s) * D + d, m)
+                add_static_transpose(y, True, taps, g, base, step, d, s, T, D, W, left)
+                if residual and s >= 0:
+                    add_scaled(y, dy, b * dy_strides[0] + (start + s) * dy_strides[1] + d, scale)
+                elif scale != 1:
+                    scaled(y, scale)
+            for w in range(W if partial.size > 0 else 0):
+                y = row(partial, (group * W + w) * D + d, m)
+                first, last = max(t0, left - w), min(t1, T + left - w)
+                if state.size > 0:
+                    past = (n * (W - 1) + t0 + w) * D + d
+                    add_products(y, False, g, base + t0 * step + d, step, state, past, D, min(t1, first) - t0)
+                past = b * x_strides[0] + (start + first + w - left) * x_strides[1] + d
+                add_products(y, False, g, base + first * step + d, step, x, past, x_strides[1], last - first)

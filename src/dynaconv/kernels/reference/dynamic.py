@@ -1,27 +1,35 @@
 """Depthwise convolution with a filter of its own for every token and head."""
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..options import Options, compute_dtype
+from .finish import finish, padded
 
-def dynamic_conv(x: Tensor, filters: Tensor, left: int) -> Tensor:
-    """y[b, t, d] = sum_w filters[b, t, d // (D // H), w] * x[b, t + w - left, d].
+
+def dynamic_conv(
+    x: Tensor, filters: Tensor, static: Tensor | None, bias: Tensor | None, state: Tensor | None, options: Options
+) -> Tensor:
+    """sum_w (filters[b, t, d // (D // H), w] + static[d // (D // Hs), w]) * x[b, t + w - left, d], then the options.
 
     Args:
-        x: [B, S, D].
+        x: [B, T, D].
         filters: [B, T, H, W].
-        left: padding on the left; x is 0 outside 0..S-1.
+        static: [Hs, W], added to the filters of every token.
+        bias: [D].
+        state: [B, W-1, D], the inputs before x.
+        options: padding, activation, residual, scale.
 
     Returns:
         [B, T, D] in the dtype of x. Products and sums are in fp32, or in fp64 where an input is fp64.
     """
-    B, S, D = x.shape
-    _, T, H, W = filters.shape
-    dtype = torch.promote_types(torch.promote_types(x.dtype, filters.dtype), torch.float32)
-    filters = filters.to(dtype).unsqueeze(-1)
-    padded = F.pad(x.to(dtype), (0, 0, left, max(0, T + W - 1 - left - S))).unflatten(-1, (H, D // H))
-    y = padded.new_zeros(B, T, H, D // H)
+    (B, T, D), (H, W) = x.shape, filters.shape[2:]
+    dtype = compute_dtype(x, filters, static, bias)
+    inputs, filters = padded(x, state, W, options.left, dtype), filters.to(dtype)
+    taps = None if static is None else static.to(dtype).repeat_interleave(D // static.shape[0], dim=0)
+    total = inputs.new_zeros(B, T, D)
     for w in range(W):
-        y = y + filters[:, :, :, w] * padded[:, w : w + T]
-    return y.flatten(2).to(x.dtype)
+        window = inputs[:, w : w + T]
+        total = total + (filters[..., w, None] * window.unflatten(-1, (H, D // H))).flatten(2)
+        if taps is not None:
+            total = total + taps[:, w] * window
+    return finish(total, x, bias, options)

@@ -2,19 +2,28 @@
 
 from torch import Tensor
 
-from .dynamic import dynamic_conv
+from ..options import Options, compute_dtype
+from .finish import finish, padded
 
 
-def static_conv(x: Tensor, filters: Tensor, left: int, length: int) -> Tensor:
-    """y[b, t, d] = sum_w filters[d // (D // H), w] * x[b, t + w - left, d].
+def static_conv(x: Tensor, filters: Tensor, bias: Tensor | None, state: Tensor | None, options: Options) -> Tensor:
+    """sum_w filters[d // (D // H), w] * x[b, t + w - left, d], then what `options` say.
 
     Args:
-        x: [B, S, D].
+        x: [B, T, D].
         filters: [H, W].
-        left: padding on the left; x is 0 outside 0..S-1.
-        length: T, the number of outputs.
+        bias: [D].
+        state: [B, W-1, D], the inputs before x.
+        options: padding, activation, residual, scale.
 
     Returns:
         [B, T, D] in the dtype of x.
     """
-    return dynamic_conv(x, filters.expand(x.shape[0], length, *filters.shape), left)
+    T, (H, W) = x.shape[1], filters.shape
+    dtype = compute_dtype(x, filters, bias)
+    inputs = padded(x, state, W, options.left, dtype)
+    taps = filters.to(dtype).repeat_interleave(x.shape[2] // H, dim=0)
+    total = taps[:, 0] * inputs[:, :T]
+    for w in range(1, W):
+        total = total + taps[:, w] * inputs[:, w : w + T]
+    return finish(total, x, bias, options)
