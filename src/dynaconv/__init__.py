@@ -10,14 +10,17 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import data, functional, models, nn, tasks
-    from .functional import backend, dynamic_conv, static_conv
+    from . import data, functional, interop, models, nn, tasks
+    from .functional import backend, dynamic_conv, lowrank_conv, rollback, static_conv
 
 __version__ = "0.1.0"
-__all__ = ["backend", "data", "dynamic_conv", "functional", "models", "nn", "static_conv", "tasks"]
+__all__ = [
+    "backend", "data", "dynamic_conv", "functional", "interop", "lowrank_conv", "models", "nn", "rollback",
+    "static_conv", "tasks",
+]  # fmt: skip
 
-_SUBMODULES = {"data", "functional", "models", "nn", "tasks"}
-_FUNCTIONS = {"backend", "dynamic_conv", "static_conv"}
+_SUBMODULES = {"data", "functional", "interop", "models", "nn", "tasks"}
+_FUNCTIONS = {"backend", "dynamic_conv", "lowrank_conv", "rollback", "static_conv"}
 
 
 def __getattr__(name: str) -> object:

@@ -1,0 +1,57 @@
+"""Checks of the peers' arguments, in the peers' words, and the static convolution that two of them have."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ..functional import static_conv
+
+
+def check(
+    name: str, tensor: object, layout: str, like: Tensor | None = None, *, integers: bool = False, **sizes: int | None
+) -> torch.Size:
+    """The shape of an argument that has the given layout.
+
+    Args:
+        name: of the argument.
+        tensor: its value.
+        layout: its dimensions, names or numbers, such as "D 1 W".
+        like: x, whose device it must share; None: any device.
+        integers: it holds int32 or int64, not floating-point numbers.
+        **sizes: dimensions that are known from other arguments, None if not.
+
+    Raises:
+        TypeError: not a tensor, of another kind of dtype, or on another device.
+        ValueError: the shape does not have the layout.
+    """
+    kind = "an int32 or int64" if integers else "a floating-point"
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be {kind} tensor; got {type(tensor).__name__}")
+    if not (tensor.dtype in (torch.int32, torch.int64) if integers else tensor.is_floating_point()):
+        raise TypeError(f"{name} must be {kind} tensor; got a tensor of {tensor.dtype}")
+    if like is not None and tensor.device != like.device:
+        raise TypeError(f"{name} must be on the device of x, {like.device}; got {tensor.device}")
+    dims = layout.split()
+    expected = [int(dim) if dim.isdigit() else sizes.get(dim) for dim in dims]
+    if len(tensor.shape) != len(dims) or any(e not in (None, s) for e, s in zip(expected, tensor.shape, strict=True)):
+        words = ", ".join(
+            dim if size is None or dim.isdigit() else f"{dim} = {size}"
+            for dim, size in zip(dims, expected, strict=True)
+        )
+        raise ValueError(f"{name} must be [{words}]; got {list(tensor.shape)}")
+    return tensor.shape
+
+
+def count_sequences(cu_seqlens: Tensor, x: Tensor) -> int:
+    """N of `cu_seqlens`, [N + 1]."""
+    ends = check("cu_seqlens", cu_seqlens, "N+1", x, integers=True)[0]
+    if ends == 0:
+        raise ValueError("cu_seqlens must be [N+1] with N >= 0; got [0]")
+    return ends - 1
+
+
+def short_conv(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, **keywords: Any) -> Tensor:
+    """The causal `static_conv` of [B, T, D] with filters [D, W], where "swish" is another name of "silu"."""
+    activation = "silu" if activation == "swish" else activation
+    return cast(Tensor, static_conv(x, weight, bias=bias, activation=activation, **keywords))
