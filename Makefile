@@ -25,7 +25,7 @@ lint: .venv/.dev
 	$(BIN)/pyrefly check
 
 bench: .venv/.dev
-	$(BIN)/python benchmarks/operators.py --output benchmarks/results/operators_cpu.json
+	$(BIN)/dynaconv bench cpu --compile --output benchmarks/results/operators_cpu.json
 
 clean:
 	rm -rf .venv

@@ -15,13 +15,13 @@ from statistics import median
 from typing import Any
 
 import torch
-from machine import describe
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 from dynaconv.data.batching import Seq2SeqCollator, TokenBatchSampler
 from dynaconv.data.dataset import PreparedCorpus, prepare
+from dynaconv.tasks.bench.machine import describe
 from dynaconv.tasks.translation.evaluation import evaluate
 from dynaconv.tasks.translation.plots import plot_curves
 from dynaconv.tasks.translation.recipe import load_recipe

@@ -77,6 +77,38 @@ class Evaluate:
     device: str | None = None
 
 
+@dataclass
+class Bench:
+    """Time the operators beside their alternatives and beside a copy of their input, which no operator can beat.
+
+    Before anything is timed, every contestant has to agree with the reference. All of them run in one process, in
+    interleaved rounds; tables show medians.
+
+    Example: dynaconv bench cpu --operators static lowrank --shape 1 512 256 --rounds 3 --output bench.json
+    """
+
+    device: Positional[Literal["cpu", "gpu"] | None] = None
+    """Default: a GPU if there is one."""
+    shape: Annotated[tuple[int, int, int] | None, arg(metavar="B T D")] = None
+    """Of the input: batch, tokens, channels. Default: 2 2048 1024 on a CPU, 4 4096 2048 on a GPU."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
+    """Default: float32 on a CPU, bfloat16 on a GPU."""
+    operators: tuple[Literal["static", "lightconv", "headwise", "dynamicconv", "lowrank"], ...] = ()
+    """What to compute; none: everything."""
+    rounds: int = 9
+    """Measurements of every contestant."""
+    threads: int | None = None
+    """On a CPU; default: as many as PyTorch takes."""
+    compile: bool = False
+    """Also the reference under torch.compile; takes minutes, and a C++ compiler on a CPU."""
+    skip_slow: bool = False
+    """Leave out "unfold + einsum", which takes most of the time and of the memory."""
+    startup: bool = True
+    """Also the first call in new processes, without and with compiled kernels on disk."""
+    output: Path | None = None
+    """Write the results here, and a plot with the suffix .png beside them."""
+
+
 _TRAIN = """Train a translation model from a recipe.
 
 Any value of the recipe can be overridden: --section.key VALUE. The run folder gets the resolved recipe, checkpoints,
@@ -93,6 +125,7 @@ _COMMANDS = {
     "translate": "translate lines of text with a trained model",
     "evaluate": "score a trained model on a test set",
     "data": "prepare the data of a recipe and describe it",
+    "bench": "time the operators beside their alternatives and a plain copy",
 }
 
 
@@ -109,7 +142,8 @@ def main(arguments: list[str] | None = None) -> None:
         elif command == "--version":
             print(f"dynaconv {__version__}")
         elif command in _COMMANDS:
-            {"train": _train, "translate": _translate, "evaluate": _evaluate, "data": _data}[command](arguments[1:])
+            runners = {"train": _train, "translate": _translate, "evaluate": _evaluate, "data": _data, "bench": _bench}
+            runners[command](arguments[1:])
         else:
             raise ValueError(f"no command {command!r}: there are {', '.join(_COMMANDS)}")
     except KeyboardInterrupt:
@@ -218,4 +252,15 @@ def _evaluate(arguments: list[str]) -> None:
         options.model, options.data, data, json_path=options.json, hypotheses_path=options.hypotheses,
         samples=options.samples, device=options.device, beams=options.beams, length_penalty=options.length_penalty,
         max_tokens=options.max_tokens, lowercase=lowercase, compound_split=options.compound_split,
+    )  # fmt: skip
+
+
+def _bench(arguments: list[str]) -> None:
+    options = tyro.cli(Bench, prog="dynaconv bench", args=arguments)
+    from .tasks.bench.suite import bench
+
+    bench(
+        options.device, shape=options.shape, dtype=options.dtype, operators=options.operators, rounds=options.rounds,
+        threads=options.threads, compiled=options.compile, skip_slow=options.skip_slow, startup=options.startup,
+        output=options.output,
     )  # fmt: skip

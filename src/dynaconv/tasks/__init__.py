@@ -1,1 +1,1 @@
-"""What a person runs: training, translating, evaluating."""
+"""What a person runs: training, translating, evaluating, benchmarks."""

@@ -1,0 +1,52 @@
+"""What the first call of an operator costs: kernels compile for it, and are cached on disk for the next process."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from time import perf_counter
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import dynaconv
+
+# Small inputs: what counts is the time to compile.
+OPERATORS = {
+    "static_conv": ((1, 8, 64), (64, 4)),
+    "dynamic_conv": ((1, 8, 64), (1, 8, 4, 4)),
+    "lowrank_conv": ((1, 8, 64), (1, 8, 16), (16, 64, 4)),
+}
+CACHES = ("empty", "warm")
+
+
+def first_calls(operator: str, device: str, dtype: str, bar: tqdm) -> list[dict[str, Any]]:
+    """Seconds of the first forward and backward pass in a new process: a row with an empty cache, one with a warm."""
+    rows = []
+    command = [sys.executable, "-m", __name__, operator, device, dtype]
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": folder, "TRITON_CACHE_DIR": folder}
+        for cache in CACHES:
+            result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+            if result.returncode:
+                raise RuntimeError(f"{operator} failed in a new process:\n{result.stderr}")
+            rows.append({"operator": operator, "cache": cache, **json.loads(result.stdout)})
+            bar.update()
+    return rows
+
+
+def _measure(operator: str, device: str, dtype: torch.dtype) -> dict[str, float]:
+    inputs = [torch.randn(s, dtype=dtype, device=device, requires_grad=True) for s in OPERATORS[operator]]
+    started = perf_counter()
+    y = getattr(dynaconv, operator)(*inputs)
+    called = perf_counter()
+    y.sum().backward()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return {"forward_s": called - started, "backward_s": perf_counter() - called}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(sys.argv[1], sys.argv[2], getattr(torch, sys.argv[3]))))

@@ -1,0 +1,80 @@
+"""The benchmark as a whole."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from .contestants import Shape, contestants, problems
+from .machine import describe
+from .measure import BUFFERS, Setting, measure, thread_scaling
+from .report import plot, print_tables
+from .startup import CACHES, OPERATORS, first_calls
+
+_DEFAULTS: dict[str, tuple[Shape, str]] = {"cpu": ((2, 2048, 1024), "float32"), "gpu": ((4, 4096, 2048), "bfloat16")}
+
+
+def bench(
+    device: str | None = None, *, shape: Shape | None = None, dtype: str | None = None, operators: Sequence[str] = (),
+    rounds: int = 9, threads: int | None = None, compiled: bool = False, skip_slow: bool = False, startup: bool = True,
+    output: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Check and measure the operators, print tables, and write OUTPUT.json and OUTPUT.png.
+
+    Args:
+        device: "cpu" or "gpu"; None: a GPU if there is one.
+        shape: (B, T, D) of x; None: (2, 2048, 1024) on a CPU, (4, 4096, 2048) on a GPU.
+        dtype: of all tensors; None: float32 on a CPU, bfloat16 on a GPU.
+        operators: names of problems, see :func:`.contestants.problems`; none: all.
+        rounds: measurements of every contestant and pass.
+        threads: for CPU tensors; None: as PyTorch has them.
+        compiled: also measure the compiled reference.
+        skip_slow: leave out the peer that materialises windows.
+        startup: also measure the first call in new processes.
+        output: path of the files; their suffixes replace its own.
+
+    Returns:
+        The record that is in the JSON file: machine, settings, rows, thread scaling, first calls.
+
+    Raises:
+        ValueError: an option has no such value, or there is no GPU.
+        FileNotFoundError: there is no folder to write to.
+        RuntimeError: a contestant disagrees with the reference.
+    """
+    device = device or ("gpu" if torch.cuda.is_available() else "cpu")
+    if device == "gpu" and not torch.cuda.is_available():
+        raise ValueError("bench gpu needs a GPU, and PyTorch finds none; `dynaconv bench cpu` needs none")
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1; got {rounds}")
+    if output is not None and not output.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {output.parent} to write {output.name} to")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    shape, dtype = shape or _DEFAULTS[device][0], dtype or _DEFAULTS[device][1]
+    setting = Setting(shape, getattr(torch, dtype), "cuda" if device == "gpu" else "cpu", rounds)
+    chosen = problems(shape, setting.device, operators)
+    scales = setting.device == "cpu" and torch.get_num_threads() > 1
+    cold = [name for name in OPERATORS if startup]
+    rows, scaling, calls = [], [], []
+    steps = rounds * len(chosen) * (1 + scales) + len(CACHES) * len(cold)
+    with tqdm(total=steps, unit="round") as bar:
+        for name, problem in chosen.items():
+            bar.set_description(name)
+            rows += measure(problem, contestants(problem, compiled=compiled, slow=not skip_slow), setting, bar)
+            scaling += thread_scaling(problem, setting, bar) if scales else []
+        bar.set_description("first calls")
+        for operator in cold:
+            calls += first_calls(operator, setting.device, dtype, bar)
+    settings = asdict(setting) | {"dtype": dtype, "operators": list(chosen), "buffers": BUFFERS}
+    record = {
+        "machine": describe(), "settings": settings, "rows": rows, "thread_scaling": scaling, "first_calls": calls
+    }  # fmt: skip
+    print_tables(rows, scaling, calls)
+    if output is not None:
+        output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        plot(rows, output.with_suffix(".png"))
+    return record
