@@ -397,9 +397,9 @@ def _implementation(x: Tensor, *others: Tensor | None) -> str:
         return "reference"
     if forced == "triton" or (forced is None and x.device.type == "cuda" and _triton_serves("cuda")):
         return "reference" if compute_dtype(x, *others) == torch.float64 else "triton"
-    if x.device.type != "cpu":
+    if x.device.type not in ("cpu", "meta"):
         return "reference"
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or x.device.type == "meta":
         return "cpu"
     if importlib.util.find_spec("numba") is None:
         return "reference"

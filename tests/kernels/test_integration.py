@@ -269,3 +269,15 @@ def test_forked_child():
         torch.set_num_threads(1)
         os._exit(0 if torch.allclose(dynaconv.dynamic_conv(x, filters), expected, atol=1e-5) else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_flops_of_the_first_call_in_a_process():
+    code = (
+        "import torch, dynaconv\n"
+        "from torch.utils.flop_counter import FlopCounterMode\n"
+        "with FlopCounterMode(display=False) as counter:\n"
+        "    dynaconv.static_conv(torch.randn(2, 5, 3), torch.randn(3, 4))\n"
+        "print(counter.get_total_flops())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == str(2 * 2 * 5 * 3 * 4)

@@ -56,7 +56,10 @@ def results_of(kind, leaves):
 
 def check_fsdp(mesh):
     torch.manual_seed(0)
-    layers = [dynaconv.nn.DynamicConv(16, 5, 4), dynaconv.nn.LightConv(16, 3, 4)]
+    layers = [
+        dynaconv.nn.DynamicConv(16, 5, 4), dynaconv.nn.LightConv(16, 3, 4), dynaconv.nn.ShortConv(16, 1, bias=True),
+        dynaconv.nn.DynamicShortConv(16, rank=3), dynaconv.nn.Mamba2(16, num_heads=4, head_dim=8, state_size=8),
+    ]  # fmt: skip
     model, x = torch.nn.Sequential(*layers), torch.randn(4, 9, 16)
     expected_y = model(x)
     expected_y.square().mean().backward()

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
 from .options import Options, compute_dtype
 from .sequences import sequence_ends
@@ -266,3 +267,14 @@ def _lowrank_backward_flops(
     """The filters once more and the gradient of x; then a product of matrices each for codes and basis."""
     R, _, W = basis_shape
     return _lowrank_flops(x_shape, codes_shape, basis_shape, static_shape) + (4 * R + 2) * math.prod(x_shape) * W
+
+
+def _tell_running_counters() -> None:
+    """A FlopCounterMode copies the formulas when it is made, which may be before the first use of an operator."""
+    for mode in _get_current_dispatch_mode_stack():
+        counter = getattr(mode, "counter", None)
+        if isinstance(counter, FlopCounterMode):
+            counter.flop_registry = flop_registry | counter.flop_registry
+
+
+_tell_running_counters()

@@ -109,7 +109,22 @@ def rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def flat(tensor: Tensor) -> np.ndarray:
     """The memory of a tensor from its first to its last element, as one array that its strides index."""
     extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else 0
-    return tensor.detach().as_strided((extent,), (1,)).numpy()
+    return np.asarray(_Memory(tensor.detach(), extent)) if extent else np.empty(0, _KINDS[tensor.dtype])
+
+
+_KINDS = {torch.float32: "<f4", torch.float64: "<f8"}
+
+
+class _Memory:
+    """Elements of a tensor, which lives as long as an array of them.
+
+    Not `Tensor.numpy()`, which fixes the size of the storage for good: FSDP frees and allocates those of parameters.
+    """
+
+    def __init__(self, tensor: Tensor, extent: int):
+        self.tensor = tensor
+        data = (tensor.data_ptr(), False)
+        self.__array_interface__ = {"data": data, "shape": (extent,), "typestr": _KINDS[tensor.dtype], "version": 3}
 
 
 def optional(tensor: Tensor | None, like: Tensor) -> np.ndarray:
