@@ -132,10 +132,10 @@ def test_state_is_of_fixed_size():
     model, (ids, targets) = make_model(), make_batch()
     _, past = decode_in_chunks(model, ids, targets, [1] * 8)
     layers = past.self_attention_cache.layers
-    assert [layer.state.shape[1] for layer in layers] == [2, 30]
+    assert [layer.inputs["conv"].shape[1] for layer in layers] == [2, 30]
     assert past.get_seq_length() == 8
     past.batch_select_indices(torch.tensor([2]))
-    assert layers[0].state.shape[0] == 1
+    assert layers[0].inputs["conv"].shape[0] == 1
     past.self_attention_cache.reset()
     assert past.get_seq_length() == 0
 

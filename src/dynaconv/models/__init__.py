@@ -1,12 +1,21 @@
 """Networks as Hugging Face models, registered with the Auto classes when this package is imported."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from .dynaconv.configuration import DynaConvConfig
+from .dynaconv.counting import Cost, compute_matched, count
+from .dynaconv.modeling import DynaConvForCausalLM, DynaConvModel
 from .lightconv.configuration import LightConvConfig
 from .lightconv.modeling import LightConvForConditionalGeneration, LightConvModel
 
-__all__ = ["LightConvConfig", "LightConvForConditionalGeneration", "LightConvModel"]
+__all__ = [
+    "Cost", "DynaConvConfig", "DynaConvForCausalLM", "DynaConvModel", "LightConvConfig",
+    "LightConvForConditionalGeneration", "LightConvModel", "compute_matched", "count",
+]  # fmt: skip
 
 AutoConfig.register(LightConvConfig.model_type, LightConvConfig)
 AutoModel.register(LightConvConfig, LightConvModel)
 AutoModelForSeq2SeqLM.register(LightConvConfig, LightConvForConditionalGeneration)
+AutoConfig.register(DynaConvConfig.model_type, DynaConvConfig)
+AutoModel.register(DynaConvConfig, DynaConvModel)
+AutoModelForCausalLM.register(DynaConvConfig, DynaConvForCausalLM)

@@ -4,6 +4,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..presets import Presets
+
 MIXERS = ("lightweight", "dynamic", "attention")
 SHARING = ("all", "decoder", "none")
 POSITIONS = ("sinusoidal", "learned")
@@ -28,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-class LightConvConfig(PreTrainedConfig):
+class LightConvConfig(Presets, PreTrainedConfig):
     """Configuration of :class:`LightConvForConditionalGeneration`; the defaults are `lightconv_wmt_en_de`.
 
     Args:
@@ -62,9 +64,13 @@ class LightConvConfig(PreTrainedConfig):
 
     Raises:
         ValueError: values that do not fit together, named with what would.
+
+    Example:
+        >>> LightConvConfig.from_preset("lightconv_iwslt_de_en", vocab_size=10000, dropout=0.3)
     """
 
     model_type = "dynaconv_lightconv"
+    presets = PRESETS
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
     attribute_map = {  # noqa: RUF012
         "hidden_size": "d_model", "num_hidden_layers": "decoder_layers", "num_attention_heads": "decoder_heads",
@@ -121,23 +127,6 @@ class LightConvConfig(PreTrainedConfig):
             )
         self.tie_word_embeddings = self.share_embeddings != "none"
         super().__post_init__(**kwargs)
-
-    @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> "LightConvConfig":
-        """An architecture of the 2019 paper by fairseq's name, with some values overridden.
-
-        Example:
-            >>> LightConvConfig.from_preset("lightconv_iwslt_de_en", vocab_size=10000, dropout=0.3)
-
-        Raises:
-            ValueError: no such preset, or an override that the configuration does not have.
-        """
-        if name not in PRESETS:
-            raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
-        unknown = overrides.keys() - cls.__dataclass_fields__.keys()
-        if unknown:
-            raise ValueError(f"LightConvConfig has no {', '.join(sorted(unknown))}")
-        return cls(**{**PRESETS[name], **overrides})
 
     def _check_stack(self, side: str, default_kernels: list[int]) -> None:
         layers, dim = getattr(self, f"{side}_layers"), getattr(self, f"{side}_conv_dim") or self.d_model

@@ -149,8 +149,9 @@ class ConvMixer(nn.Module):
             x = x.masked_fill(mask[:, -x.shape[1] :, None] == 0, 0)
         if cache is None:
             return self.out_proj(self.conv(x))
-        y, state = self.conv(x, initial_state=cache.state, return_final_state=True, offset=cache.seen)
-        cache.update_state(state, x.shape[1])
+        y = self.conv(x, initial_state=cache.past("conv", x, self.conv.kernel_size - 1), offset=cache.seen)
+        cache.advance("conv", x)
+        cache.seen += x.shape[1]
         return self.out_proj(y)
 
 

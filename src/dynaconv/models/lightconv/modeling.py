@@ -5,11 +5,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import EncoderDecoderCache, GenerationMixin, PreTrainedModel
+from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 
 from ...nn import DynamicConv, LightConv
-from ..cache import make_cache
+from ..cache import decoder_cache
 from .configuration import LightConvConfig
 from .layers import Attention, DecoderLayer, Embeddings, EncoderLayer
 
@@ -194,7 +194,7 @@ class LightConvModel(LightConvPreTrainedModel):
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None:
-            past_key_values = make_cache(self.config.decoder_mixer, self.config.decoder_layers)
+            past_key_values = _cache(self.config)
         x = self.decoder(
             decoder_input_ids, memory, attention_mask, decoder_attention_mask, decoder_inputs_embeds, past_key_values
         )
@@ -337,7 +337,7 @@ class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixi
                 f"cache_implementation={generation_config.cache_implementation!r} is not for convolutional decoders, "
                 "whose state has a fixed size already: leave it out"
             )
-        model_kwargs["past_key_values"] = make_cache(self.config.decoder_mixer, self.config.decoder_layers)
+        model_kwargs["past_key_values"] = _cache(self.config)
 
 
 def source_mask(config: LightConvConfig, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
@@ -345,3 +345,8 @@ def source_mask(config: LightConvConfig, input_ids: Tensor | None, attention_mas
     if attention_mask is None and input_ids is not None:
         return input_ids.ne(config.pad_token_id or 0).long()
     return attention_mask
+
+
+def _cache(config: LightConvConfig) -> EncoderDecoderCache:
+    attention = [config.decoder_mixer == "attention"] * config.decoder_layers
+    return EncoderDecoderCache(decoder_cache(attention), DynamicCache())
