@@ -10,24 +10,28 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import data, functional, interop, models, nn, tasks
+    from . import data, functional, grafting, interop, models, nn, tasks
     from .functional import backend, dynamic_conv, lowrank_conv, rollback, static_conv
+    from .grafting import from_pretrained, graft, ungraft
 
 __version__ = "0.1.0"
 __all__ = [
-    "backend", "data", "dynamic_conv", "functional", "interop", "lowrank_conv", "models", "nn", "rollback",
-    "static_conv", "tasks",
+    "backend", "data", "dynamic_conv", "from_pretrained", "functional", "graft", "grafting", "interop", "lowrank_conv",
+    "models", "nn", "rollback", "static_conv", "tasks", "ungraft",
 ]  # fmt: skip
 
-_SUBMODULES = {"data", "functional", "interop", "models", "nn", "tasks"}
-_FUNCTIONS = {"backend", "dynamic_conv", "lowrank_conv", "rollback", "static_conv"}
+_SUBMODULES = {"data", "functional", "grafting", "interop", "models", "nn", "tasks"}
+_FUNCTIONS = {
+    "backend": "functional", "dynamic_conv": "functional", "lowrank_conv": "functional", "rollback": "functional",
+    "static_conv": "functional", "from_pretrained": "grafting", "graft": "grafting", "ungraft": "grafting",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
     if name in _SUBMODULES:
         return importlib.import_module(f"{__name__}.{name}")
     if name in _FUNCTIONS:
-        return getattr(importlib.import_module(f"{__name__}.functional"), name)
+        return getattr(importlib.import_module(f"{__name__}.{_FUNCTIONS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
