@@ -168,28 +168,12 @@ class GatedDeltaNet(RecurrentMixer):
         self.A_log.uniform_(0.01, 16).log_()
         nn.init.ones_(self.norm_weight)
 
-    def forward(self, hidden_states: Tensor, stream: Stream | None = None) -> Tensor:
-        """Mix the tokens of every sequence.
-
-        Args:
-            hidden_states: [B, T, C].
-            stream: the sequences, and what is kept of them between calls: Stream(states=StreamStates()) with the same
-                states in every call. None: every row is one sequence.
-
-        Returns:
-            [B, T, C].
-
-        Raises:
-            ValueError: `hidden_states` are not [B, T, C].
-        """
-        self._check_input(hidden_states)
-        stream = stream or Stream()
-        hidden_states = stream.masked(hidden_states)
-        qkv, z, b, a = self.in_proj(hidden_states).split(self.sizes, dim=-1)
+    def _mix(self, hidden_states: Tensor, parts: tuple[Tensor, ...], stream: Stream) -> Tensor:
+        qkv, z, b, a = parts
         q, k, v = self._convolve(qkv, hidden_states, stream)
         q, k = (tensor.unflatten(-1, (-1, self.key_head_dim)) for tensor in (q, k))
         v, z = (tensor.unflatten(-1, (-1, self.value_head_dim)) for tensor in (v, z))
         dt, rates = self._time_steps(a, stream)
         o = stream.recur(gated_delta_rule, "state", q, k, v, rates * dt, b.sigmoid(), chunk_size=self.chunk_size)
         o = F.rms_norm(o.to(dt.dtype), o.shape[-1:], eps=self.norm_eps) * self.norm_weight * F.silu(z.to(dt.dtype))
-        return self.out_proj(o.flatten(-2).to(z.dtype))
+        return o.flatten(-2)

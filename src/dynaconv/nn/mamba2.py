@@ -159,29 +159,12 @@ class Mamba2(RecurrentMixer):
         nn.init.ones_(self.D)
         nn.init.ones_(self.norm_weight)
 
-    def forward(self, hidden_states: Tensor, stream: Stream | None = None) -> Tensor:
-        """Mix the tokens of every sequence.
-
-        Args:
-            hidden_states: [B, T, C].
-            stream: the sequences, and what is kept of them between calls: Stream(states=StreamStates()) with the same
-                states in every call. None: every row is one sequence.
-
-        Returns:
-            [B, T, C].
-
-        Raises:
-            ValueError: `hidden_states` are not [B, T, C].
-        """
-        self._check_input(hidden_states)
-        stream = stream or Stream()
-        hidden_states = stream.masked(hidden_states)
-        z, xbc, dt = self.in_proj(hidden_states).split(self.sizes, dim=-1)
+    def _mix(self, hidden_states: Tensor, parts: tuple[Tensor, ...], stream: Stream) -> Tensor:
+        z, xbc, dt = parts
         x, b, c = self._convolve(xbc, hidden_states, stream)
         x, b, c = x.unflatten(-1, (-1, self.head_dim)), *(y.unflatten(-1, (self.n_groups, -1)) for y in (b, c))
         dt, a = self._time_steps(dt, stream)
         y = stream.recur(state_space_scan, "state", x, dt, a, b, c, chunk_size=self.chunk_size)
         y = (y + self.D.to(dt.dtype)[:, None] * x).flatten(-2) * F.silu(z.to(dt.dtype))
         grouped = y.unflatten(-1, (self.n_groups, -1))
-        y = F.rms_norm(grouped, grouped.shape[-1:], eps=self.norm_eps).flatten(-2) * self.norm_weight
-        return self.out_proj(y.to(z.dtype))
+        return F.rms_norm(grouped, grouped.shape[-1:], eps=self.norm_eps).flatten(-2) * self.norm_weight

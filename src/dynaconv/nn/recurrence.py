@@ -182,9 +182,31 @@ class RecurrentMixer(nn.Module):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         return stream.masked(F.softplus(x + self.dt_bias.to(x.dtype))), -self.A_log.to(x.dtype).exp()
 
-    def _check_input(self, x: Tensor) -> None:
-        if x.dim() != 3 or x.shape[2] != self.dim:
-            raise ValueError(f"hidden_states must be [B, T, dim] with dim = {self.dim}; got {list(x.shape)}")
+    def forward(self, hidden_states: Tensor, stream: Stream | None = None) -> Tensor:
+        """Mix the tokens of every sequence.
+
+        Args:
+            hidden_states: [B, T, C].
+            stream: the sequences, and what is kept of them between calls: Stream(states=StreamStates()) with the same
+                states in every call. None: every row is one sequence.
+
+        Returns:
+            [B, T, C].
+
+        Raises:
+            ValueError: `hidden_states` are not [B, T, C].
+        """
+        if hidden_states.dim() != 3 or hidden_states.shape[2] != self.dim:
+            shape = list(hidden_states.shape)
+            raise ValueError(f"hidden_states must be [B, T, dim] with dim = {self.dim}; got {shape}")
+        stream = stream or Stream()
+        hidden_states = stream.masked(hidden_states)
+        parts = self.in_proj(hidden_states).split(self.sizes, dim=-1)
+        return self.out_proj(self._mix(hidden_states, parts, stream).to(parts[0].dtype))
+
+    def _mix(self, hidden_states: Tensor, parts: tuple[Tensor, ...], stream: Stream) -> Tensor:
+        """The input of `out_proj`, from the parts of the output of `in_proj`."""
+        raise NotImplementedError
 
     def extra_repr(self) -> str:
         """The sizes and the kind of convolution, for `print`."""

@@ -219,17 +219,19 @@ class DynaConvForCausalLM(DynaConvPreTrainedModel, GenerationMixin):
         auxiliary: Any = None
         if labels is not None:
             loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=items)
-        if balance and labels is not None:
-            two = isinstance(attention_mask, Tensor) and attention_mask.dim() == 2
-            mask = attention_mask[:, -logits.shape[1] :] if two else None
-            auxiliary = load_balancing_loss_func(
-                outputs.router_logits, self.config.num_experts, self.config.num_experts_per_tok, mask
-            )
-            if torch.is_grad_enabled() and not getattr(auxiliary, "requires_grad", False):
-                raise ValueError("reentrant activation checkpointing loses the balancing loss: set use_reentrant=False")
-            # The sum over micro-batches and processes is then a mean, as that of the cross-entropy.
-            share = 1 if items is None else (labels[:, 1:] != -100).sum() / items
-            loss = loss + self.config.router_aux_loss_coef * share * auxiliary
+            if balance:
+                two = isinstance(attention_mask, Tensor) and attention_mask.dim() == 2
+                mask = attention_mask[:, -logits.shape[1] :] if two else None
+                auxiliary = load_balancing_loss_func(
+                    outputs.router_logits, self.config.num_experts, self.config.num_experts_per_tok, mask
+                )
+                if torch.is_grad_enabled() and not getattr(auxiliary, "requires_grad", False):
+                    raise ValueError(
+                        "reentrant activation checkpointing loses the balancing loss: set use_reentrant=False"
+                    )
+                # The sum over micro-batches and processes is then a mean, as that of the cross-entropy.
+                share = 1 if items is None else (labels[:, 1:] != -100).sum() / items
+                loss = loss + self.config.router_aux_loss_coef * share * auxiliary
         return MoeCausalLMOutputWithPast(
             loss=loss, aux_loss=auxiliary, logits=logits, past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states, attentions=outputs.attentions, router_logits=outputs.router_logits,
