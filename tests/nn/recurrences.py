@@ -41,3 +41,20 @@ def install_fla(monkeypatch, module, name, kernel):
     monkeypatch.setattr(recurrence, "_on_cuda", lambda x: True)
     recurrence._import_fla.cache_clear()
     return calls
+
+
+def check_kernel_of_fla(monkeypatch, function, arguments, module, name, kernel, packed, rtol, atol):
+    """16-bit tensors take the kernel, packed ones as one row, and give what the function gives; fp32 does not."""
+    tensors = {key: tensor.bfloat16() for key, tensor in arguments(2, 20).items()}
+    keywords = {"cu_seqlens": torch.tensor([0, 7, 20, 20, 29, 40], dtype=torch.int32)} if packed else {}
+    if packed:
+        tensors["initial_state"] = None
+    expected = function(**tensors, **keywords)
+    calls = install_fla(monkeypatch, module, name, kernel)
+    torch.testing.assert_close(function(**tensors, **keywords), expected, rtol=rtol, atol=atol)
+    for key in ("q", "k"):
+        assert [(call[key].shape, call[key].dtype, call["g"].dtype) for call in calls] == [
+            (torch.Size((1, 40, 4, 5) if packed else (2, 20, 4, 5)), torch.bfloat16, torch.float32)
+        ]
+    function(**{key: tensor.float() for key, tensor in arguments(2, 20).items()})
+    assert len(calls) == 1

@@ -10,7 +10,7 @@ from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDel
 
 from dynaconv.nn import GatedDeltaNet, Stream, delta_rule_flops, gated_delta_rule
 
-from .recurrences import compare_gradients, install_fla
+from .recurrences import check_kernel_of_fla, compare_gradients
 
 
 def loop(q, k, v, log_decay, beta, initial_state):
@@ -168,15 +168,14 @@ def kernel(q, k, v, g, beta, initial_state, output_final_state, use_qk_l2norm_in
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_kernel_of_fla(monkeypatch, packed):
-    tensors = {name: tensor.bfloat16() for name, tensor in arguments(2, 20).items()}
-    keywords = {"cu_seqlens": torch.tensor([0, 7, 20, 20, 29, 40], dtype=torch.int32)} if packed else {}
-    if packed:
-        tensors["initial_state"] = None
-    expected = gated_delta_rule(**tensors, **keywords)
-    calls = install_fla(monkeypatch, "gated_delta_rule", "chunk_gated_delta_rule", kernel)
-    torch.testing.assert_close(gated_delta_rule(**tensors, **keywords), expected, rtol=1e-2, atol=1e-5)
-    assert [(call["k"].shape, call["k"].dtype, call["g"].dtype) for call in calls] == [
-        (torch.Size((1, 40, 4, 5) if packed else (2, 20, 4, 5)), torch.bfloat16, torch.float32)
-    ]
-    gated_delta_rule(**{name: tensor.float() for name, tensor in arguments(2, 20).items()})
-    assert len(calls) == 1
+    check_kernel_of_fla(
+        monkeypatch,
+        gated_delta_rule,
+        arguments,
+        "gated_delta_rule",
+        "chunk_gated_delta_rule",
+        kernel,
+        packed,
+        1e-2,
+        1e-5,
+    )

@@ -10,7 +10,7 @@ from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 from dynaconv.nn import Mamba2, Stream, recurrence, scan_flops, state_space_scan
 
-from .recurrences import compare_gradients, install_fla
+from .recurrences import check_kernel_of_fla, compare_gradients
 
 
 def loop(x, dt, a, b, c, initial_state):
@@ -158,18 +158,9 @@ def simple_gla(q, k, v, g, scale, initial_state, output_final_state, cu_seqlens=
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_kernel_of_fla(monkeypatch, packed):
-    tensors = {name: tensor.bfloat16() for name, tensor in arguments(2, 20).items()}
-    keywords = {"cu_seqlens": torch.tensor([0, 7, 20, 20, 29, 40], dtype=torch.int32)} if packed else {}
-    if packed:
-        tensors["initial_state"] = None
-    expected = state_space_scan(**tensors, **keywords)
-    calls = install_fla(monkeypatch, "simple_gla", "chunk_simple_gla", simple_gla)
-    torch.testing.assert_close(state_space_scan(**tensors, **keywords), expected, rtol=2e-2, atol=2e-2)
-    assert [(call["q"].shape, call["q"].dtype, call["g"].dtype) for call in calls] == [
-        (torch.Size((1, 40, 4, 5) if packed else (2, 20, 4, 5)), torch.bfloat16, torch.float32)
-    ]
-    state_space_scan(**{name: tensor.float() for name, tensor in arguments(2, 20).items()})
-    assert len(calls) == 1
+    check_kernel_of_fla(
+        monkeypatch, state_space_scan, arguments, "simple_gla", "chunk_simple_gla", simple_gla, packed, 2e-2, 2e-2
+    )
 
 
 def test_without_fla(monkeypatch):
