@@ -54,8 +54,8 @@ def in_chunks(model, ids, chunk, cache=None, mask=None):
     pieces = []
     for begin in range(0, ids.shape[1], chunk):
         end = begin + chunk
-        output = model(ids[:, begin:end], attention_mask=None if mask is None else mask[:, :end], past_key_values=cache)
-        cache = output.past_key_values
+        output = model(ids[:, begin:end], attention_mask=None if mask is None else mask[:, :end], cache=cache)
+        cache = output.cache
         pieces.append(output.logits)
     return torch.cat(pieces, 1)
 
@@ -83,7 +83,7 @@ def test_decoding_equals_the_whole(name, monkeypatch):
     for chunk in (1, 2, 5):
         assert_close(in_chunks(model, ids, chunk), whole)
         assert_close(in_chunks(model, ids, chunk, DynamicCache(config=model.config)), whole)
-    past = model(ids).past_key_values
+    past = model(ids).cache
     assert past.get_seq_length() == 13
     if all(mixer == "attention" for mixer in model.config.mixers):
         assert_close(in_chunks(model, ids, 5, StaticCache(config=model.config, max_cache_len=20)), whole)
@@ -117,7 +117,7 @@ def test_packed_sequences(name):
     separate = [torch.cat([model(row[None, a:b]).logits for a, b in zip(ends, ends[1:])], 1) for row in ids]
     positions = torch.cat([torch.arange(b - a) for a, b in zip(ends, ends[1:])]).expand(2, -1)
     packed = model(ids, position_ids=positions)
-    assert packed.past_key_values is None
+    assert packed.cache is None
     assert_close(packed.logits, torch.cat(separate))
     ends = torch.tensor(ends)
     ends = torch.cat([ends, 14 + ends[1:]]).int()
@@ -129,7 +129,7 @@ def test_packed_sequences(name):
     with pytest.raises(ValueError, match="every row must begin a sequence"):
         model(ids, cu_seq_lens_q=torch.tensor([0, 13, 28]))
     with pytest.raises(ValueError, match="packed sequences are not continued"):
-        model(ids, cu_seq_lens_q=ends, past_key_values=DynamicCache())
+        model(ids, cu_seq_lens_q=ends, cache=DynamicCache())
     assert differs(model(ids).logits, torch.cat(separate))
     gradients = [
         torch.autograd.grad(y.square().mean(), model.parameters()) for y in (torch.cat(separate), packed.logits)
@@ -160,18 +160,18 @@ def test_assisted_generation():
     with pytest.raises(ValueError, match="assisted generation is not supported with stateful models"):
         make("mamba2").generate(ids, assistant_model=make("attention"))
     for implementation in ("static", "sliding_window"):
-        with pytest.raises(ValueError, match="past_key_values must not be static in a model with recurrences"):
+        with pytest.raises(ValueError, match="cache must not be static in a model with recurrences"):
             make("mixed").generate(ids, cache_implementation=implementation)
     mixed = make("mixed")
-    with pytest.raises(ValueError, match="past_key_values must not be static"):
-        mixed(ids, past_key_values=StaticCache(config=mixed.config, max_cache_len=20))
+    with pytest.raises(ValueError, match="cache must not be static"):
+        mixed(ids, cache=StaticCache(config=mixed.config, max_cache_len=20))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_training(name, tmp_path):
     model, ids = make(name).train(), tokens()
     plain = torch.autograd.grad(model(ids, labels=ids).loss, model.parameters())
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     again = torch.autograd.grad(model(ids, labels=ids).loss, model.parameters())
     assert all(map(torch.equal, plain, again))
     assert all(gradient.abs().max() > 0 for gradient in plain)
@@ -230,7 +230,7 @@ def test_balancing_loss_in_parts():
     plain = [make("experts", router_aux_loss_coef=0.0).train()(row[None], labels=row[None]) for row in ids]
     mean = sum(p.loss + q.aux_loss for p, q in zip(plain, parts)) / 4
     assert sum(part.loss for part in parts).item() == pytest.approx(mean.item(), rel=1e-5)
-    whole.gradient_checkpointing_enable({"use_reentrant": True})
+    whole.activation_checkpointing_enable({"use_reentrant": True})
     with pytest.raises(ValueError, match="reentrant activation checkpointing loses the balancing loss"):
         whole(ids, labels=ids)
 

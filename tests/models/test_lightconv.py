@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from dynaconv.models import LightConvConfig, LightConvForConditionalGeneration
-from dynaconv.models.cache import ConvStateLayer
+from dynaconv.models.huggingface import ConvStateLayer
 from dynaconv.models.lightconv.configuration import PRESETS
 
 MIXERS = ["dynamic", "lightweight", "attention"]
@@ -45,10 +45,10 @@ def decode_in_chunks(model, ids, targets, chunks, **options):
     past, logits, start = None, [], 0
     for size in chunks:
         step = model(
-            ids, decoder_input_ids=targets[:, start : start + size], past_key_values=past, use_cache=True,
+            ids, decoder_input_ids=targets[:, start : start + size], cache=past, use_cache=True,
             **{k: v[:, : start + size] for k, v in options.items()},
         )  # fmt: skip
-        past, start = step.past_key_values, start + size
+        past, start = step.cache, start + size
         logits.append(step.logits)
     return torch.cat(logits, 1), past
 

@@ -1,8 +1,8 @@
 """Short convolutions inside other people's modules.
 
-The decoder, its layers and the linear layers keep their parameters, names and place; their classes change to subclasses
-of the same name. What a call knows about its sequences is handed from the decoder to its layers as a keyword argument,
-which activation checkpointing keeps for the second forward pass; a layer hands it to its linear layers.
+A backbone (decoder or encoder), its layers and their linear layers keep their parameters, names and place; their
+classes change to subclasses of the same name. What a call knows about its sequences goes from the backbone to its
+layers in a slot, and into a layer as a keyword argument, which activation checkpointing keeps for its second pass.
 """
 
 import functools
@@ -10,12 +10,10 @@ import inspect
 import threading
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..models.cache import attach_states, check_cache
-from ..models.sequences import find_sequences
+from ..models.huggingface import Sequences, attach_states, find_cache, find_sequences, own_cache
 from ..nn import Stream
 from .sites import Site
 
@@ -36,7 +34,12 @@ class Grafted:
 
 
 class GraftedModel(Grafted):
-    """A causal language model with short convolutions; it prepares caches for what generation does with them."""
+    """A model with short convolutions, which is saved with them; it prepares caches for what generation does."""
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the model, in the names of its modules: those of other formats are not for convolutions."""
+        parent: Any = super()
+        return parent.save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
@@ -44,13 +47,16 @@ class GraftedModel(Grafted):
         # Before assisted decoding tells the cache to record what may be taken back, which only such states do.
         parent: Any = super()
         parent._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        cache, model = model_kwargs.get("past_key_values"), cast(PreTrainedModel, self)
-        if cache is not None:
-            for module in model.get_decoder().modules():
-                if isinstance(module, GraftedLayer) and module.graft_index < model.config.num_hidden_layers:
-                    attach_states(cache, module.graft_index)
-            if generation_config.is_assistant:
-                cache.activate_past_recording()
+        cache, model = find_cache(model_kwargs), cast(PreTrainedModel, self)
+        if cache is None:
+            return
+        states = own_cache(cache)
+        number = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", len(states.layers))
+        for module in model.modules():
+            if isinstance(module, GraftedLayer) and module.graft_streams and module.graft_index < number:
+                attach_states(states, module.graft_index)
+        if generation_config.is_assistant:
+            cache.activate_past_recording()
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> None:
         """Not for short convolutions.
@@ -61,53 +67,75 @@ class GraftedModel(Grafted):
         raise RuntimeError("short convolutions do not work with continuous batching: use generate()")
 
 
-class GraftedDecoder(Grafted):
-    """The decoder of such a model, which finds out about padding and packing for its layers."""
+class GraftedBackbone(Grafted):
+    """The decoder or encoder of such a model, which finds out about padding and packing for its layers."""
+
+    graft_slot: "Slot"
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the decoder; its layers are also told about padding and packed sequences."""
-        given = self._by_name(args, kwargs)
-        if given.get("cache") is not None:
-            raise RuntimeError("short convolutions do not work with a paged cache: use generate()")
+        """As the original; its layers are also told about padding and packed sequences."""
         parent: Any = super()
-        inputs = given.get("inputs_embeds") if given.get("input_ids") is None else given["input_ids"]
+        given = self._by_name(args, kwargs)
+        inputs = given.get("input_ids") if given.get("inputs_embeds") is None else given["inputs_embeds"]
         if inputs is None:
             return parent.forward(*args, **kwargs)  # which says what is missing
-        cache = given.get("past_key_values")
-        if cache is not None:
-            check_cache(cache)
+        cache = find_cache(given)
         sequences = find_sequences(
-            inputs.shape[:2], given.get("attention_mask"), given.get("position_ids"), cache, given.get("cu_seq_lens_q")
-        )
-        return parent.forward(*args, short_conv_sequences=sequences, **kwargs)
-
-
-class GraftedLayer(Grafted):
-    """A decoder layer with short convolutions."""
-
-    graft_index: int
-    graft_slot: "Slot"
-    short_convs: nn.ModuleDict
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the layer, which also hands its sequences to its linear layers."""
-        sequences = kwargs.pop("short_conv_sequences", None)
-        if sequences is None:
-            raise RuntimeError(
-                f"{type(self).__name__} with short convolutions must be called by its decoder, which must pass keyword "
-                "arguments on to its layers"
-            )
-        given = self._by_name(args, kwargs)
-        cache = next((given[name] for name in ("past_key_values", "layer_past") if name in given), None)
-        # Packed sequences are not continued.
-        states = None if cache is None or sequences.cu_seqlens is not None else attach_states(cache, self.graft_index)
-        stream = Stream(sequences.mask, sequences.cu_seqlens, states)
-        self.graft_slot.call = LayerCall(self.short_convs, stream, sequences.shape)
-        parent: Any = super()
+            inputs.shape[:2], given.get("attention_mask"), given.get("position_ids"),
+            None if cache is None else own_cache(cache), given.get("cu_seq_lens_q"),
+        )  # fmt: skip
+        if "logits_to_keep" in kwargs:  # layers behind which nothing is cached would get the last tokens alone
+            kwargs = {**kwargs, "logits_to_keep": 0}
+        before, self.graft_slot.sequences = self.graft_slot.sequences, sequences
         try:
             return parent.forward(*args, **kwargs)
         finally:
-            self.graft_slot.call = None
+            self.graft_slot.sequences = before
+
+
+class GraftedBackboneModel(GraftedModel, GraftedBackbone):
+    """A model that is its own backbone."""
+
+
+class GraftedLayer(Grafted):
+    """A layer with short convolutions."""
+
+    graft_index: int
+    graft_slot: "Slot"
+    graft_sites: tuple[str, ...]
+    graft_streams: bool
+    short_convs: nn.ModuleDict
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As the layer, with the sequences of the backbone's call."""
+        parent: Any = super()
+        return parent.__call__(*args, **{"short_conv_sequences": self.graft_slot.sequences, **kwargs})
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the layer, which also hands its sequences to its linear layers."""
+        sequences: Sequences | None = kwargs.pop("short_conv_sequences", None)
+        if sequences is None:
+            raise RuntimeError(
+                f"{type(self).__name__} with short convolutions must be called by the decoder or encoder that it is in"
+            )
+        cache = find_cache(self._by_name(args, kwargs)) if self.graft_streams else None
+        # Packed sequences are not continued.
+        packed = sequences.cu_seqlens is not None
+        states = None if cache is None or packed else attach_states(own_cache(cache), self.graft_index)
+        stream = Stream(sequences.mask, sequences.cu_seqlens, states)
+        before, call = self.graft_slot.call, LayerCall(self.short_convs, stream, sequences)
+        self.graft_slot.call = call
+        parent: Any = super()
+        try:
+            result = parent.forward(*args, **kwargs)
+        finally:
+            self.graft_slot.call = before
+        if missed := set(self.graft_sites) - call.convolved:
+            raise RuntimeError(
+                f"{type(self).__name__} has not called {', '.join(sorted(missed))}, whose outputs have short "
+                "convolutions: something stands in the place of these linear layers"
+            )
+        return result
 
 
 class GraftedLinear(Grafted):
@@ -126,8 +154,9 @@ class GraftedLinear(Grafted):
 
 
 class Slot(threading.local):
-    """Where a decoder layer leaves its call for its linear layers, in its thread."""
+    """Where a backbone leaves its sequences for its layers, and a layer its call for its linear layers, by thread."""
 
+    sequences: Sequences | None = None
     call: "LayerCall | None" = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -135,32 +164,48 @@ class Slot(threading.local):
 
 
 class LayerCall:
-    """One call of a decoder layer: its sequences, and filters already made, which projections of one input share."""
+    """One call of a layer: its sequences, and filters already made, which projections of one input share."""
 
-    def __init__(self, groups: Any, stream: Stream, shape: torch.Size):
-        self.groups, self.stream, self.shape = groups, stream, shape
+    def __init__(self, groups: Any, stream: Stream, sequences: Sequences):
+        self.groups, self.stream, self.sequences = groups, stream, sequences
         self.made: dict[str, tuple[Tensor, dict[str, Tensor]]] = {}
+        self.convolved: set[str] = set()
 
     def convolve(self, site: Site, x: Tensor, y: Tensor) -> Tensor:
         """Convolve y, what the linear layer at `site` made of x."""
-        (B, T), shape, group = self.shape, y.shape, self.groups[site.group]
-        if shape[:-1] != (B, T) and shape[:-1] != (B * T,):
+        if site.path in self.convolved:
+            raise RuntimeError(f"{site.path} with a short convolution must be called once in a call of its layer")
+        self.convolved.add(site.path)
+        (B, T), shape, stream = self.sequences.shape, y.shape, self.stream
+        if site.anew and x.shape[-2] > T:
+            T, stream = x.shape[-2], self._all_tokens(x.shape[-2])
+        elif site.anew:
+            stream = Stream(self.sequences.mask, self.sequences.cu_seqlens)
+        if y.numel() != B * T * shape[-1] or x.numel() != B * T * x.shape[-1]:
             raise RuntimeError(
                 f"{site.path} with a short convolution must see a sequence, [{B}, {T}] tokens; got {list(x.shape)}"
             )
-        conditions = self._conditions(site.group, group, x)
+        conditions = self._conditions(site.group, x, x.view(B, T, -1))
         parts = [y.view(B, T, -1)] if site.fusion is None else site.fusion.split(y.view(B, T, -1))
         for index, conv in enumerate(site.convs):
             if conv is not None:
                 state, condition = f"{site.group}.{conv.name}", conditions.get(conv.name)
-                parts[index] = self.stream.convolve(group.convs[conv.name], state, parts[index], condition)
+                module = self.groups[site.group].convs[conv.name]
+                parts[index] = stream.convolve(module, state, parts[index], condition)
         y = parts[0] if site.fusion is None else site.fusion.merge(parts)
         return y.view(shape)
 
-    def _conditions(self, name: str, group: Any, x: Tensor) -> dict[str, Tensor]:
-        source, conditions = self.made.get(name, (None, {}))
-        if source is not x:
-            conditions = group.conditions(x.view(*self.shape, -1))
+    def _all_tokens(self, number: int) -> Stream:
+        """Those of the cache and of this call; what follows them in a static cache matters to none of them."""
+        mask = self.sequences.keys
+        if mask is not None:
+            mask = nn.functional.pad(mask[:, :number], (0, max(0, number - mask.shape[1])))
+        return Stream(mask)
+
+    def _conditions(self, name: str, x: Tensor, source: Tensor) -> dict[str, Tensor]:
+        made_from, conditions = self.made.get(name, (None, {}))
+        if made_from is not x:
+            conditions = self.groups[name].conditions(source)
             self.made[name] = (x, conditions)
         return conditions
 

@@ -11,11 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..functional import dynamic_conv, lowrank_conv, static_conv
+from ..functional import dynamic_conv, left_padding, lowrank_conv, static_conv
 from .stream import Stream
 
 Init = Literal["paper", "identity"]
 Kind = Literal["lowrank", "headwise", "static"]
+Padding = Literal["causal", "same"]
 KINDS = ("lowrank", "headwise", "static")
 
 
@@ -24,7 +25,7 @@ class _ShortConvolution(nn.Module):
 
     def __init__(
         self, dim: int, width: int, *, static: bool, bias: bool, activation: Literal["silu"] | None, residual: bool,
-        output_scale: float, init: Init, **factory: Any,
+        output_scale: float, padding: Padding, init: Init, **factory: Any,
     ):  # fmt: skip
         super().__init__()
         if dim < 1 or width < 1:
@@ -36,7 +37,8 @@ class _ShortConvolution(nn.Module):
                 'init="identity" needs activation=None, output_scale=1 and static filters or the residual; got '
                 f"activation={activation!r}, output_scale={output_scale}, static={static}, residual={residual}"
             )
-        self.dim, self.width, self.init = dim, width, init
+        left_padding(padding, width)  # raises ValueError where there is no such padding
+        self.dim, self.width, self.padding, self.init = dim, width, padding, init
         self.activation: Literal["silu"] | None = activation
         self.residual, self.output_scale = residual, output_scale
         self.bias = nn.Parameter(torch.empty(dim, **factory)) if bias else None
@@ -51,7 +53,7 @@ class _ShortConvolution(nn.Module):
             return
         nn.init.zeros_(static)
         if not self.residual:
-            nn.init.ones_(static[:, -1])
+            nn.init.ones_(static[:, left_padding(self.padding, self.width)])
 
     def new_state(self, rows: int, spare: int = 0) -> Tensor:
         """A buffer of zeros for `state`: [rows, W - 1 + spare, D], from which `spare` tokens can be taken back."""
@@ -59,13 +61,14 @@ class _ShortConvolution(nn.Module):
         return like.new_zeros(rows, self.width - 1 + spare, self.dim)
 
     def extra_repr(self) -> str:
-        return f"{self.dim}, width={self.width}, residual={self.residual}, activation={self.activation}"
+        shown = {"width": self.width, "padding": self.padding, "residual": self.residual, "activation": self.activation}
+        return ", ".join([str(self.dim), *(f"{name}={value}" for name, value in shown.items())])
 
     def _keywords(self, x: Tensor, keywords: dict[str, Any]) -> dict[str, Any]:
         if x.dim() != 3 or x.shape[2] != self.dim:
             raise ValueError(f"x must be [B, T, dim] with dim = {self.dim}; got {list(x.shape)}")
         return {
-            "bias": self.bias, "activation": self.activation, "residual": self.residual,
+            "padding": self.padding, "bias": self.bias, "activation": self.activation, "residual": self.residual,
             "output_scale": self.output_scale, **keywords,
         }  # fmt: skip
 
@@ -98,6 +101,7 @@ class ShortConv(_ShortConvolution):
         activation: None or "silu".
         residual: add x.
         output_scale: factor of the whole.
+        padding: "causal", or "same" in encoders, whose tokens see what follows them.
         init: "paper", static filters from U(-1/sqrt(W), 1/sqrt(W)), or "identity": y = x to the bit.
         device: of the parameters.
         dtype: of the parameters.
@@ -108,12 +112,12 @@ class ShortConv(_ShortConvolution):
 
     def __init__(
         self, dim: int, width: int = 4, *, bias: bool = False, activation: Literal["silu"] | None = None,
-        residual: bool = True, output_scale: float = 1.0, init: Init = "paper",
+        residual: bool = True, output_scale: float = 1.0, padding: Padding = "causal", init: Init = "paper",
         device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ):  # fmt: skip
         super().__init__(
             dim, width, static=True, bias=bias, activation=activation, residual=residual, output_scale=output_scale,
-            init=init, device=device, dtype=dtype,
+            padding=padding, init=init, device=device, dtype=dtype,
         )  # fmt: skip
         self.static = nn.Parameter(torch.empty(dim, width, device=device, dtype=dtype))
         self.reset_parameters()
@@ -161,6 +165,7 @@ class DynamicShortConv(_ShortConvolution):
         activation: None or "silu".
         residual: add x.
         output_scale: factor of the whole.
+        padding: "causal", or "same" in encoders, whose tokens see what follows them.
         init: "paper", the dynamic part 0 at first and static filters from U(-1/sqrt(W), 1/sqrt(W)), or "identity":
             y = x to the bit at first. What makes the dynamic part 0 is the basis, or in the head-wise form the
             projection; both have gradients from the first step on.
@@ -175,12 +180,13 @@ class DynamicShortConv(_ShortConvolution):
         self, dim: int, width: int = 4, *, rank: int | None = None, head_dim: int | None = None,
         condition_dim: int | None = None, projection: bool = True, static: bool = True, bias: bool = False,
         activation: Literal["silu"] | None = None, residual: bool = True, output_scale: float = 1.0,
-        init: Init = "paper", device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        padding: Padding = "causal", init: Init = "paper", device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):  # fmt: skip
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(
             dim, width, static=static, bias=bias, activation=activation, residual=residual, output_scale=output_scale,
-            init=init, **factory,
+            padding=padding, init=init, **factory,
         )  # fmt: skip
         if rank is not None and head_dim is not None:
             raise ValueError(f"give either rank or head_dim; got rank = {rank}, head_dim = {head_dim}")
@@ -264,7 +270,7 @@ class ShortConvGroup(nn.Module):
         width: W, taps.
         rank: R, of kind "lowrank".
         head_dim: channels that share a filter, of kind "headwise"; divides every D.
-        **options: `static`, `bias`, `activation`, `residual`, `output_scale`, `init`, `device`, `dtype` of
+        **options: `static`, `bias`, `activation`, `residual`, `output_scale`, `padding`, `init`, `device`, `dtype` of
             :class:`DynamicShortConv`; for kind "static" those of :class:`ShortConv`.
 
     Raises:

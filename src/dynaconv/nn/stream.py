@@ -29,7 +29,7 @@ class StreamStates:
         if name not in self.inputs:
             if self._before:
                 raise ValueError(
-                    f"past_key_values holds {self._before} tokens that the convolution {name} has not seen: begin with "
+                    f"the cache holds {self._before} tokens that the convolution {name} has not seen: begin with "
                     "an empty cache"
                 )
             self.inputs[name] = x.new_zeros(x.shape[0], keep, x.shape[2])
@@ -79,7 +79,7 @@ class StreamStates:
         self._before = tokens
         if seen := [number for number in self._tokens.values() if number not in (-1, tokens)]:
             raise ValueError(
-                f"past_key_values holds {tokens} tokens, of which the convolutions have seen {seen[0]}: something else "
+                f"the cache holds {tokens} tokens, of which the convolutions have seen {seen[0]}: something else "
                 "has changed it; begin with an empty cache"
             )
 

@@ -5,6 +5,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 
+from ..huggingface import CACHE_NAMES
 from ..presets import Presets
 
 MIXERS = ("attention", "mamba2", "gated_deltanet")
@@ -87,7 +88,7 @@ class DynaConvConfig(Presets, PreTrainedConfig):
 
     model_type = "dynaconv"
     presets = PRESETS
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = list(CACHE_NAMES)  # noqa: RUF012
     attribute_map = {"num_local_experts": "num_experts"}  # noqa: RUF012
 
     vocab_size: int = 100352

@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager
 from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 
 from ...nn import GatedDeltaNet, Mamba2, ShortConvGroup, Stream
-from ..cache import ConvolvedLayer, TokenCounter
+from ..huggingface import CACHE, ConvolvedLayer, TokenCounter
 from .configuration import DynaConvConfig
 
 
@@ -42,15 +42,15 @@ class Attention(nn.Module):
 
     def forward(
         self, hidden_states: Tensor, stream: Stream, *, attention_mask: Any, position_embeddings: tuple[Tensor, Tensor],
-        past_key_values: Cache | None, **kwargs: Any,
+        cache: Cache | None, **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """[B, T, C] to [B, T, C], and the attention probabilities where the implementation has them."""
         q, k, v = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
         q, k, v = convolve(self.qkv_convs, {"q": q, "k": k, "v": v}, hidden_states, stream)
         q, k, v = (x.unflatten(-1, (x.shape[-1] // self.head_dim, self.head_dim)).transpose(1, 2) for x in (q, k, v))
         q, k = apply_rotary_pos_emb(self.q_norm(q), self.k_norm(k), *position_embeddings)
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_idx)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx)
         attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation or "eager", eager_attention_forward
         )
@@ -94,16 +94,17 @@ class DynaConvLayer(GradientCheckpointingLayer):
         self.ffn_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.ffn = OlmoeSparseMoeBlock(config) if config.ffn == "moe" else FeedForward(config)
 
-    def forward(
-        self, hidden_states: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None,
-        past_key_values: Cache | None = None, **kwargs: Any,
-    ) -> Tensor:  # fmt: skip
-        """[B, T, C] to [B, T, C]; mask and cu_seqlens as :class:`Stream`, the rest for attention."""
-        states: Any = None if past_key_values is None else past_key_values.layers[self.layer_idx]
+    def forward(self, hidden_states: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, **kwargs: Any) -> Tensor:
+        """[B, T, C] to [B, T, C]; mask and cu_seqlens as :class:`Stream`, the rest for attention.
+
+        The cache comes under the name that transformers has for it, by which activation checkpointing leaves it out.
+        """
+        cache = kwargs.pop(CACHE, None)
+        states: Any = None if cache is None else cache.layers[self.layer_idx]
         stream = Stream(mask, cu_seqlens, states if isinstance(states, ConvolvedLayer) else None)
         x = self.mixer_norm(hidden_states)
         if isinstance(self.mixer, Attention):
-            x, _ = self.mixer(x, stream, past_key_values=past_key_values, **kwargs)
+            x, _ = self.mixer(x, stream, cache=cache, **kwargs)
         else:
             x = self.mixer(x, stream)
         if isinstance(states, TokenCounter):

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.olmoe.modeling_olmoe import OlmoeExperts, OlmoeTopKRouter, load_balancing_loss_func
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -20,8 +18,21 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ...nn import DynamicShortConv, GatedDeltaNet, Mamba2, ShortConv
 from ...nn.shortconv import FilterProjection
-from ..cache import attach_decoder_states, decoder_cache
-from ..sequences import find_sequences
+from ..huggingface import (
+    CACHE,
+    CACHE_NAMES,
+    MoeCausalLMOutputWithPast,
+    MoeModelOutputWithPast,
+    attach_decoder_states,
+    check_arguments,
+    create_causal_mask,
+    decoder_cache,
+    find_cache,
+    find_sequences,
+    note_version,
+    one_cache,
+    output,
+)
 from .configuration import DynaConvConfig
 from .layers import Attention, DynaConvLayer
 
@@ -35,7 +46,7 @@ class DynaConvPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["DynaConvLayer"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -57,6 +68,7 @@ class DynaConvPreTrainedModel(PreTrainedModel):
         return True
 
     def __init__(self, config: DynaConvConfig, *args: Any, **kwargs: Any):
+        note_version()
         config.check()  # once more: `from_pretrained` changes values after they were checked
         super().__init__(config, *args, **kwargs)
 
@@ -103,9 +115,10 @@ class DynaConvModel(DynaConvPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
         """Tokens to hidden states.
@@ -114,48 +127,50 @@ class DynaConvModel(DynaConvPreTrainedModel):
             input_ids: [B, T] int64.
             attention_mask: [B, past + T], nonzero at tokens; None: no padding.
             position_ids: [B, T]; where they start again, without a mask and a cache, a packed sequence begins.
-            past_key_values: the cache of an earlier call.
+            cache: of an earlier call.
             inputs_embeds: [B, T, C], instead of `input_ids`.
             use_cache: return a cache to continue from; None: `config.use_cache`.
-            **kwargs: `cu_seq_lens_q` [N + 1], the ends of packed sequences; others are passed on to attention.
+            past_key_values: an older name of `cache`.
+            **kwargs: `cu_seq_lens_q` [N + 1], the ends of packed sequences; others that transformers has are passed on
+                to attention.
 
         Returns:
-            `last_hidden_state` [B, T, C], `past_key_values`.
+            `last_hidden_state` [B, T, C], `cache`.
 
         Raises:
+            TypeError: an argument that is not known, or a cache under both names.
             ValueError: not exactly one of `input_ids` and `inputs_embeds`, or a cache that does not fit.
         """
+        check_arguments(self, kwargs)
+        cache = one_cache(cache, past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if past_key_values is not None:
-            attach_decoder_states(past_key_values, self.attention)
-        _, mask, cu_seqlens = find_sequences(
-            x.shape[:2], attention_mask, position_ids, past_key_values, kwargs.get("cu_seq_lens_q")
-        )
-        counted = _positions(x, past_key_values, cu_seqlens)
+        if cache is not None:
+            attach_decoder_states(cache, self.attention)
+        sequences = find_sequences(x.shape[:2], attention_mask, position_ids, cache, kwargs.get("cu_seq_lens_q"))
+        cu_seqlens = sequences.cu_seqlens
+        counted = _positions(x, cache, cu_seqlens)
         position_ids = counted if position_ids is None else position_ids
         if cu_seqlens is not None:
-            if past_key_values is not None:
-                raise ValueError("packed sequences are not continued: leave past_key_values out")
+            if cache is not None:
+                raise ValueError("packed sequences are not continued: leave the cache out")
             attention_mask = (
                 attention_mask if isinstance(attention_mask, Tensor) and attention_mask.dim() == 4 else None
             )
-        elif use_cache and past_key_values is None:
-            past_key_values = decoder_cache(self.attention)
+        elif use_cache and cache is None:
+            cache = decoder_cache(self.attention)
         embeddings = self.rotary_emb(x, position_ids)
         causal = None
         if any(self.attention):
-            causal = create_causal_mask(
-                config=self.config, inputs_embeds=x, attention_mask=attention_mask, past_key_values=past_key_values,
-                position_ids=None if cu_seqlens is None else counted,
-            )  # fmt: skip
+            packed = None if cu_seqlens is None else counted
+            causal = create_causal_mask(self.config, x, attention_mask, cache, packed)
         for layer in self.layers:
             x = layer(
-                x, mask, cu_seqlens, past_key_values=past_key_values, attention_mask=causal,
-                position_embeddings=embeddings, position_ids=position_ids, **kwargs,
+                x, sequences.mask, cu_seqlens, attention_mask=causal, position_embeddings=embeddings,
+                position_ids=position_ids, **{CACHE: cache}, **kwargs,
             )  # fmt: skip
-        return MoeModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=past_key_values)
+        return output(MoeModelOutputWithPast, cache, last_hidden_state=self.norm(x))
 
 
 class DynaConvForCausalLM(DynaConvPreTrainedModel, GenerationMixin):
@@ -180,11 +195,12 @@ class DynaConvForCausalLM(DynaConvPreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast:
         """Logits of the next token, and the loss where labels are given.
@@ -193,32 +209,35 @@ class DynaConvForCausalLM(DynaConvPreTrainedModel, GenerationMixin):
             input_ids: see :class:`DynaConvModel`, also for the other arguments not named here.
             attention_mask: see there.
             position_ids: see there.
-            past_key_values: see there.
+            cache: see there.
             inputs_embeds: see there.
             labels: [B, T] int64, the tokens themselves (they are shifted here), -100 where there is no label.
             use_cache: see there.
             logits_to_keep: compute the logits of that many last tokens, or at these positions; 0: of all.
-            **kwargs: see there; `num_items_in_batch`: divide the summed loss by it instead of by the number of labels.
+            past_key_values: see there.
+            **kwargs: see there; `num_items_in_batch`: divide the summed loss by it instead of by the number of labels;
+                `shift_labels`: [B, T], labels that are shifted already.
 
         Returns:
             `loss` (cross-entropy, nats per token; in training with experts, the balancing loss is added), `logits`
-            [B, T, V], `past_key_values`.
+            [B, T, V], `cache`.
         """
-        balance = labels is not None and self.training and self.config.ffn == "moe"
+        items, shifted = kwargs.pop("num_items_in_batch", None), kwargs.pop("shift_labels", None)
+        supervised = labels is not None or shifted is not None
+        balance = supervised and self.training and self.config.ffn == "moe"
         balance = balance and self.config.router_aux_loss_coef > 0
-        items = kwargs.pop("num_items_in_batch", None)
         if balance:
             kwargs["output_router_logits"] = True
         outputs: Any = self.model(
-            input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs,
+            input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,
+            use_cache=use_cache, cache=one_cache(cache, past_key_values), **kwargs,
         )  # fmt: skip
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss: Any = None
         auxiliary: Any = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=items)
+        if supervised:
+            loss = self.loss_function(logits, labels, self.config.vocab_size, items, shift_labels=shifted)
             if balance:
                 two = isinstance(attention_mask, Tensor) and attention_mask.dim() == 2
                 mask = attention_mask[:, -logits.shape[1] :] if two else None
@@ -230,10 +249,11 @@ class DynaConvForCausalLM(DynaConvPreTrainedModel, GenerationMixin):
                         "reentrant activation checkpointing loses the balancing loss: set use_reentrant=False"
                     )
                 # The sum over micro-batches and processes is then a mean, as that of the cross-entropy.
-                share = 1 if items is None else (labels[:, 1:] != -100).sum() / items
+                targets: Any = labels[:, 1:] if shifted is None else shifted  # pyrefly: ignore
+                share = 1 if items is None else (targets != -100).sum() / items
                 loss = loss + self.config.router_aux_loss_coef * share * auxiliary
-        return MoeCausalLMOutputWithPast(
-            loss=loss, aux_loss=auxiliary, logits=logits, past_key_values=outputs.past_key_values,
+        return output(
+            MoeCausalLMOutputWithPast, getattr(outputs, CACHE), loss=loss, aux_loss=auxiliary, logits=logits,
             hidden_states=outputs.hidden_states, attentions=outputs.attentions, router_logits=outputs.router_logits,
         )  # fmt: skip
 
@@ -243,10 +263,11 @@ class DynaConvForCausalLM(DynaConvPreTrainedModel, GenerationMixin):
     ) -> None:
         prepare: Any = super()._prepare_cache_for_generation
         prepare(generation_config, model_kwargs, *args, **kwargs)
-        if model_kwargs.get("past_key_values") is not None:
-            attach_decoder_states(model_kwargs["past_key_values"], self.model.attention)
+        cache = find_cache(model_kwargs)
+        if cache is not None:
+            attach_decoder_states(cache, self.model.attention)
             if generation_config.is_assistant:
-                model_kwargs["past_key_values"].activate_past_recording()
+                cache.activate_past_recording()
 
 
 def _positions(x: Tensor, cache: Cache | None, cu_seqlens: Tensor | None) -> Tensor:

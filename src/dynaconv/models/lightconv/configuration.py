@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..huggingface import CACHE_NAMES
 from ..presets import Presets
 
 MIXERS = ("lightweight", "dynamic", "attention")
@@ -71,7 +72,7 @@ class LightConvConfig(Presets, PreTrainedConfig):
 
     model_type = "dynaconv_lightconv"
     presets = PRESETS
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = list(CACHE_NAMES)  # noqa: RUF012
     attribute_map = {  # noqa: RUF012
         "hidden_size": "d_model", "num_hidden_layers": "decoder_layers", "num_attention_heads": "decoder_heads",
     }  # fmt: skip

@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...nn import DynamicConv, LightConv
-from ..cache import ConvStateLayer
+from ..huggingface import ConvStateLayer
 from .configuration import LightConvConfig
 
 

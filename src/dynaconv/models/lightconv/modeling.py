@@ -6,10 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
+from transformers.modeling_outputs import BaseModelOutput
 
 from ...nn import DynamicConv, LightConv
-from ..cache import decoder_cache
+from ..huggingface import (
+    CACHE,
+    CACHE_NAMES,
+    Seq2SeqLMOutput,
+    Seq2SeqModelOutput,
+    check_arguments,
+    decoder_cache,
+    note_version,
+    one_cache,
+    output,
+)
 from .configuration import LightConvConfig
 from .layers import Attention, DecoderLayer, Embeddings, EncoderLayer
 
@@ -23,8 +33,12 @@ class LightConvPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["EncoderLayer", "DecoderLayer"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
     _supports_sdpa = True
+
+    def __init__(self, config: LightConvConfig, *args: Any, **kwargs: Any):
+        note_version()
+        super().__init__(config, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -116,14 +130,14 @@ class LightConvDecoder(LightConvPreTrainedModel):
         encoder_attention_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
     ) -> Tensor:
         """Target tokens [B, T] to hidden states [B, T, E]; masks as in :class:`LightConvModel`."""
-        offset = 0 if past_key_values is None else past_key_values.get_seq_length()
+        offset = 0 if cache is None else cache.get_seq_length()
         x = self.embeddings(input_ids, inputs_embeds, attention_mask, offset)
         memory_mask = None if encoder_attention_mask is None else encoder_attention_mask[:, None, None, :].bool()
         for layer in self.layers:
-            x = layer(x, encoder_hidden_states, attention_mask, memory_mask, past_key_values)
+            x = layer(x, encoder_hidden_states, attention_mask, memory_mask, cache)
         return self.norm(x)
 
 
@@ -157,12 +171,13 @@ class LightConvModel(LightConvPreTrainedModel):
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
         **kwargs: Any,
-    ) -> Seq2SeqModelOutput | tuple:
+    ) -> Any:
         """Encode the source and decode target tokens.
 
         Args:
@@ -172,19 +187,23 @@ class LightConvModel(LightConvPreTrainedModel):
             decoder_attention_mask: [B, past + T], nonzero at tokens, for targets padded on the left. Targets padded on
                 the right need none: the decoder is causal.
             encoder_outputs: what the encoder returned, instead of `input_ids`.
-            past_key_values: the cache of an earlier call.
+            cache: of an earlier call.
             inputs_embeds: [B, S, E], instead of `input_ids`.
             decoder_inputs_embeds: [B, T, E], instead of `decoder_input_ids`.
             use_cache: return a cache to continue from; None: `config.use_cache`, and never in training.
-            **kwargs: ignored; transformers passes loss and generation options.
+            past_key_values: an older name of `cache`.
+            **kwargs: options that transformers passes to its models.
 
         Returns:
-            `last_hidden_state` [B, T, E], `past_key_values`, `encoder_last_hidden_state` [B, S, E]. With
-            return_dict=False a tuple without the missing ones.
+            `last_hidden_state` [B, T, E], `cache`, `encoder_last_hidden_state` [B, S, E]. With return_dict=False a
+            tuple without the missing ones.
 
         Raises:
+            TypeError: an argument that is not known, or a cache under both names.
             ValueError: no source or no target tokens were given.
         """
+        check_arguments(self, kwargs)
+        cache = one_cache(cache, past_key_values)
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             raise ValueError("decoder_input_ids, decoder_inputs_embeds or labels must be given; got none of them")
         attention_mask = source_mask(self.config, input_ids, attention_mask)
@@ -193,14 +212,12 @@ class LightConvModel(LightConvPreTrainedModel):
         memory = encoder_outputs[0]
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
-        if use_cache and past_key_values is None:
-            past_key_values = _cache(self.config)
+        if use_cache and cache is None:
+            cache = _cache(self.config)
         x = self.decoder(
-            decoder_input_ids, memory, attention_mask, decoder_attention_mask, decoder_inputs_embeds, past_key_values
+            decoder_input_ids, memory, attention_mask, decoder_attention_mask, decoder_inputs_embeds, cache
         )
-        result = Seq2SeqModelOutput(
-            last_hidden_state=x, past_key_values=past_key_values, encoder_last_hidden_state=memory
-        )
+        result = output(Seq2SeqModelOutput, cache, last_hidden_state=x, encoder_last_hidden_state=memory)
         return result if kwargs.get("return_dict", True) else result.to_tuple()
 
 
@@ -268,13 +285,14 @@ class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixi
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
         **kwargs: Any,
-    ) -> Seq2SeqLMOutput | tuple:
+    ) -> Any:
         """Logits of the next target token, and the loss where labels are given.
 
         Args:
@@ -283,38 +301,36 @@ class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixi
             decoder_input_ids: see there; None with labels: the labels shifted right.
             decoder_attention_mask: see there.
             encoder_outputs: see there.
-            past_key_values: see there.
+            cache: see there.
             inputs_embeds: see there.
             decoder_inputs_embeds: see there.
             labels: [B, T] int64, -100 where there is no label.
             use_cache: see there; False with labels unless asked for.
-            **kwargs: `num_items_in_batch`: divide the summed loss by it instead of by the number of labels.
+            past_key_values: see there.
+            **kwargs: see there; `num_items_in_batch`: divide the summed loss by it instead of by the number of labels.
 
         Returns:
-            `loss` (cross-entropy, nats per token, scalar), `logits` [B, T, V], `past_key_values`,
-            `encoder_last_hidden_state`. With return_dict=False a tuple without the missing ones.
+            `loss` (cross-entropy, nats per token, scalar), `logits` [B, T, V], `cache`, `encoder_last_hidden_state`.
+            With return_dict=False a tuple without the missing ones.
         """
         if labels is not None:
             use_cache = bool(use_cache)
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-        return_dict = kwargs.pop("return_dict", True)
+        return_dict, items = kwargs.pop("return_dict", True), kwargs.pop("num_items_in_batch", None)
         outputs: Any = self.model(
-            input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, encoder_outputs, past_key_values,
-            inputs_embeds, decoder_inputs_embeds, use_cache,
+            input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, encoder_outputs,
+            one_cache(cache, past_key_values), inputs_embeds, decoder_inputs_embeds, use_cache, **kwargs,
         )  # fmt: skip
         logits = self.lm_head(outputs.last_hidden_state)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
-            items = kwargs.get("num_items_in_batch")
             loss = loss / ((labels != -100).sum() if items is None else items)
-        result = Seq2SeqLMOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
+        result = output(
+            Seq2SeqLMOutput, getattr(outputs, CACHE), loss=loss, logits=logits,
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
-        )
+        )  # fmt: skip
         return result if return_dict else result.to_tuple()
 
     def _prepare_text_encoder_decoder_kwargs_for_generation(
@@ -330,14 +346,18 @@ class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixi
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
-        if model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False:
+        if generation_config.use_cache is False:
+            return
+        given = [model_kwargs.pop(name, None) for name in CACHE_NAMES]
+        if (cache := one_cache(*given)) is not None:
+            model_kwargs[CACHE] = cache
             return
         if generation_config.cache_implementation not in (None, "dynamic"):
             raise ValueError(
                 f"cache_implementation={generation_config.cache_implementation!r} is not for convolutional decoders, "
                 "whose state has a fixed size already: leave it out"
             )
-        model_kwargs["past_key_values"] = _cache(self.config)
+        model_kwargs[CACHE] = _cache(self.config)
 
 
 def source_mask(config: LightConvConfig, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:

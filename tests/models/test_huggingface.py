@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, StaticCache
 
-from dynaconv.models.sequences import find_sequences
+from dynaconv.models.huggingface import find_sequences
 
 SHAPE = torch.Size((2, 4))
 CONFIG = LlamaConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
@@ -52,7 +52,7 @@ MASKS = {
 @pytest.mark.parametrize("case", MASKS)
 def test_padding(case):
     given, cache, expected = MASKS[case]
-    shape, mask, cu_seqlens = find_sequences(SHAPE, given, None, cache, None)
+    shape, mask, cu_seqlens, _ = find_sequences(SHAPE, given, None, cache, None)
     assert shape == SHAPE
     assert cu_seqlens is None
     assert mask is None if expected is None else torch.equal(mask != 0, expected != 0)
@@ -81,7 +81,7 @@ def test_packed_sequences(case):
 def test_what_cannot_be_is_refused():
     ends = torch.tensor([0, 4, 8])
     assert find_sequences(SHAPE, None, None, full(), ends).cu_seqlens is ends
-    with pytest.raises(ValueError, match="packed sequences cannot continue those of a cache; past_key_values holds 3"):
+    with pytest.raises(ValueError, match="packed sequences cannot continue those of a cache; the cache holds 3"):
         find_sequences(SHAPE, None, None, full(3), ends)
     with pytest.raises(
         ValueError, match=r"every row must begin a sequence: cu_seq_lens_q must have \[0, 4, 8\]; got \[0, 2, 8\]"
