@@ -66,6 +66,14 @@ def run_cli(*arguments: object, cache: Path, **options) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False, **options)
 
 
+@pytest.fixture(autouse=True)
+def no_deprecated_names(caplog):
+    """transformers logs some deprecations instead of warning of them."""
+    yield
+    logged = [record.getMessage() for record in caplog.get_records("call") if record.name.startswith("transformers")]
+    assert not [message for message in logged if "deprecated" in message]
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")

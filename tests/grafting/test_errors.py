@@ -41,9 +41,9 @@ def test_other_misuse():
     mamba = AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", **sizes))
     with pytest.raises(ValueError, match="layout that is not known, MambaForCausalLM: it has in_proj, x_proj.*known are q_proj, k_proj, v_proj"):  # fmt: skip
         dynaconv.graft(mamba)
-    rwkv = AutoModelForCausalLM.from_config(AutoConfig.for_model("rwkv", **sizes))
-    with pytest.raises(ValueError, match="cannot have short convolutions, RwkvForCausalLM: it keeps states of its own"):
-        dynaconv.graft(rwkv)
+    xlnet = AutoModelForCausalLM.from_config(AutoConfig.for_model("xlnet", d_model=32, n_layer=1, n_head=4, d_inner=32))
+    with pytest.raises(ValueError, match="cannot have short convolutions, XLNetLMHeadModel: its projections are"):
+        dynaconv.graft(xlnet)
 
 
 def test_what_would_not_take_effect_is_refused():

@@ -151,7 +151,6 @@ class TokenCounter(CacheLayerMixin):
     """
 
     is_croppable = True
-    is_compileable = True
     is_sliding = True  # masks are sized by the first layer that is not, and this one holds no keys
     supports_early_init = False
 
@@ -203,11 +202,21 @@ class TokenCounter(CacheLayerMixin):
 
 
 class ConvStateLayer(ConvolvedLayer, TokenCounter):
-    """States of convolutions and recurrences, and the number of tokens seen."""
+    """States of convolutions and recurrences, and the number of tokens seen.
 
-    def __init__(self) -> None:
+    Args:
+        static: whether it is in a static cache, for which generation makes masks and compiles the model.
+    """
+
+    def __init__(self, static: bool = False) -> None:
         TokenCounter.__init__(self)
         StreamStates.__init__(self)
+        self.static = static
+
+    @property
+    def is_compileable(self) -> bool:
+        """As the other layers of its cache."""
+        return self.static and not self.record_past
 
 
 def _convolved(layer: type) -> type:
@@ -297,10 +306,11 @@ def attach_decoder_states(cache: Any, attention: Sequence[bool]) -> None:
         ValueError: as :func:`attach_states`.
     """
     check_cache(cache)
+    static = any(isinstance(layer, StaticLayer) for layer in cache.layers)
     for index, has in enumerate(attention):
         states = attach_states(cache, index)
         if not has and not isinstance(states, TokenCounter):
-            cache.layers[index] = ConvStateLayer()
+            cache.layers[index] = ConvStateLayer(static)
 
 
 def past_length(cache: Any) -> Any:
