@@ -45,20 +45,17 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import itertools
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .kernels.options import Options, compute_dtype
-from .kernels.reference.dynamic import dynamic_conv as _reference_dynamic
-from .kernels.reference.lowrank import lowrank_conv as _reference_lowrank
-from .kernels.reference.static import static_conv as _reference_static
-from .kernels.sequences import final_states, next_states, sequence_ends, write_rows
+from .kernels.reference.operators import convolve
+from .kernels.sequences import final_states, next_states, write_rows
 
 __all__ = ["backend", "dynamic_conv", "left_padding", "lowrank_conv", "rollback", "static_conv"]
 
@@ -112,7 +109,7 @@ def static_conv(
     _check_tensor("x", x, 3)
     _check_filters("filters", filters, 2, x)
     call = _prepare(x, filters.shape[1], **_known("static_conv", keywords))
-    return call.finish(x, _run("static_conv", _reference_static, call, x, _normalized(filters, normalize)))
+    return call.finish(x, _run("static_conv", call, x, _normalized(filters, normalize)))
 
 
 def dynamic_conv(
@@ -137,7 +134,7 @@ def dynamic_conv(
     if static is not None:
         _check_filters("static", static, 2, x, filters.shape[3])
     call = _prepare(x, filters.shape[3], **_known("dynamic_conv", keywords))
-    return call.finish(x, _run("dynamic_conv", _reference_dynamic, call, x, _normalized(filters, normalize), static))
+    return call.finish(x, _run("dynamic_conv", call, x, _normalized(filters, normalize), static))
 
 
 def lowrank_conv(
@@ -165,7 +162,7 @@ def lowrank_conv(
     if static is not None:
         _check_filters("static", static, 2, x, basis.shape[2])
     call = _prepare(x, basis.shape[2], **_known("lowrank_conv", keywords))
-    return call.finish(x, _run("lowrank_conv", _reference_lowrank, call, x, codes, basis, static))
+    return call.finish(x, _run("lowrank_conv", call, x, codes, basis, static))
 
 
 def left_padding(padding: Padding, width: int) -> int:
@@ -341,7 +338,7 @@ def _check_state_indices(indices: Tensor, state: Tensor, sequences: int | None) 
             )
 
 
-def _run(name: str, reference: Callable[..., Tensor], call: _Call, x: Tensor, *filters: Any) -> Tensor:
+def _run(name: str, call: _Call, x: Tensor, *filters: Any) -> Tensor:
     """The operator on the implementation that serves these tensors."""
     inputs = (x, *filters, call.bias, call.buffer)
     if call.buffer is not None and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
@@ -357,17 +354,7 @@ def _run(name: str, reference: Callable[..., Tensor], call: _Call, x: Tensor, *f
             importlib.import_module(f"{__package__}.kernels.sharding")
         arguments = (x, *filters, call.bias, call.past, call.cu_seqlens, *call.options, implementation)
         return getattr(library, name)(*arguments)
-    if call.cu_seqlens is None:
-        return reference(x, *filters, call.bias, call.past, call.options)
-    pieces = []
-    ends = sequence_ends(call.cu_seqlens, x.shape[1])
-    for n, (start, end) in enumerate(itertools.pairwise(ends)):
-        own = list(filters)
-        if name != "static_conv":  # the first are per token
-            own[0] = own[0][:, start:end]
-        past = None if call.past is None else call.past[n : n + 1]
-        pieces.append(reference(x[:, start:end], *own, call.bias, past, call.options))
-    return torch.cat(pieces, dim=1) if pieces else x
+    return convolve(name, (x, *filters, call.bias, call.past), call.cu_seqlens, call.options)
 
 
 def _normalized(filters: Tensor, normalize: str | None) -> Tensor:

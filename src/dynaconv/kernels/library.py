@@ -1,8 +1,8 @@
 """The operators `dynaconv::...` of PyTorch: autograd, fake tensors for torch.compile and export, FLOPs.
 
 Every operator has a forward and a backward function in each implementation; what is the same for all of them is here:
-the gradients of the activation and of the bias, dtypes, and sequences without tokens. Gradients of gradients are not
-defined: PyTorch raises. `dynaconv.backend("reference")` has them.
+the gradients of the activation and of the bias, dtypes, and sequences without tokens. Gradients of gradients, of any
+order, are those of the reference.
 
 `implementation` is "cpu" or "triton"; a gradient runs where its forward pass ran.
 """
@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
 from .options import Options, compute_dtype
+from .reference.operators import gradients_of_gradients
 from .sequences import sequence_ends
 
 
@@ -191,11 +192,14 @@ def _state_gradient(gradient: Tensor | None, state: Tensor | None, x: Tensor) ->
 
 
 # In every signature x comes first, then `filters` tensors, bias, state, cu_seqlens and the options.
-_OPERATORS = ((static_conv, static_conv_backward, 1), (dynamic_conv, dynamic_conv_backward, 2),
-              (lowrank_conv, lowrank_conv_backward, 3))  # fmt: skip
+_OPERATORS = (
+    ("static_conv", static_conv, static_conv_backward, 1),
+    ("dynamic_conv", dynamic_conv, dynamic_conv_backward, 2),
+    ("lowrank_conv", lowrank_conv, lowrank_conv_backward, 3),
+)
 
 
-def _register(forward: Any, backward: Any, filters: int) -> None:
+def _register(name: str, forward: Any, backward: Any, filters: int) -> None:
     count = filters + 3
 
     def wanted(needed: Any) -> tuple[bool, ...]:
@@ -216,9 +220,23 @@ def _register(forward: Any, backward: Any, filters: int) -> None:
         needed = zip(results, ctx.needs_input_grad, strict=False)
         return *(r if need else None for r, need in needed), None, *(None for _ in ctx.options)
 
+    def save_for_second(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.save_for_backward(*inputs[: count + 2])
+        ctx.set_materialize_grads(False)
+        ctx.options, ctx.rest = Options(*inputs[count + 2 : count + 6]), len(inputs) - count - 1
+        ctx.exists = [t is not None and g.shape == t.shape for g, t in zip(output, inputs[1:], strict=False)]
+
+    def second_gradients(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad, *inputs, cu_seqlens = ctx.saved_tensors
+        known = [v if exists else None for v, exists in zip(upstream, ctx.exists, strict=True)]
+        needed = ctx.needs_input_grad[: count + 1]
+        results = gradients_of_gradients(name, grad, inputs, cu_seqlens, ctx.options, known, needed)
+        return *results, *(None for _ in range(ctx.rest))
+
     forward.register_fake(lambda x, *_: x.new_empty(x.shape))
     backward.register_fake(fake)
     forward.register_autograd(gradients, setup_context=save)
+    backward.register_autograd(second_gradients, setup_context=save_for_second)
 
 
 for _operator in _OPERATORS:
