@@ -53,6 +53,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from .kernels.availability import cpu_kernels_run
 from .kernels.options import Options, compute_dtype
 from .kernels.reference.operators import convolve
 from .kernels.sequences import final_states, next_states, write_rows
@@ -77,7 +78,8 @@ def backend(name: str) -> Iterator[None]:
 
     Without it, CPU tensors take the Numba kernels, those on NVIDIA and AMD GPUs the Triton kernels, and all others the
     reference, which is plain PyTorch. What kernels cannot do takes the reference in any case: function transforms,
-    forward-mode derivatives, Numba in forked processes, fp64 in Triton.
+    forward-mode and second derivatives, Numba in forked processes or where it does not load (which the logger
+    "dynaconv" says once), fp64 in Triton.
 
     Raises:
         ValueError: the name is of no implementation.
@@ -388,11 +390,7 @@ def _implementation(x: Tensor, *others: Tensor | None) -> str:
         return "reference"
     if torch.compiler.is_compiling() or x.device.type == "meta":
         return "cpu"
-    if importlib.util.find_spec("numba") is None:
-        return "reference"
-    from .kernels.cpu import runtime
-
-    return "cpu" if runtime.is_usable() else "reference"
+    return "cpu" if cpu_kernels_run() else "reference"
 
 
 @functools.cache

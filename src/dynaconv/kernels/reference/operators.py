@@ -4,7 +4,8 @@
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,21 +16,23 @@ from .dynamic import dynamic_conv
 from .lowrank import lowrank_conv
 from .static import static_conv
 
-_DEFINITIONS = {"static_conv": static_conv, "dynamic_conv": dynamic_conv, "lowrank_conv": lowrank_conv}
+_DEFINITIONS: dict[str, Callable[..., Tensor]] = {
+    "static_conv": static_conv, "dynamic_conv": dynamic_conv, "lowrank_conv": lowrank_conv,
+}  # fmt: skip
 
-Tensors = Sequence[Tensor | None]
+Tensors = Sequence[Any]
 
 
 def convolve(name: str, tensors: Tensors, cu_seqlens: Tensor | None, options: Options) -> Tensor:
     """The operator `name` in plain PyTorch, packed sequences one after the other."""
     definition, (x, *filters, bias, state) = _DEFINITIONS[name], tensors
-    if x is None or cu_seqlens is None:
+    if cu_seqlens is None:
         return definition(x, *filters, bias, state, options)
     pieces = []
     ends = sequence_ends(cu_seqlens, x.shape[1])
     for n, (start, end) in enumerate(itertools.pairwise(ends)):
         own = list(filters)
-        if name != "static_conv" and own[0] is not None:  # the first are per token
+        if name != "static_conv":  # the first are per token
             own[0] = own[0][:, start:end]
         past = None if state is None else state[n : n + 1]
         pieces.append(definition(x[:, start:end], *own, bias, past, options))
