@@ -36,8 +36,8 @@ Keywords that the three operators share:
                         of padding, whose output is 0 and which changes no state; None: row n belongs to sequence n
 
 They return y, [B, T, D] in the dtype of x; with `return_final_state` the pair (y, final_state). They raise TypeError
-where an argument is not a floating-point tensor or tensors are on different devices, and ValueError where shapes do not
-agree or an option has no such value.
+where an argument is not a dense floating-point tensor or tensors are on different devices, and ValueError where shapes
+do not agree or an option has no such value.
 """
 
 import contextlib
@@ -45,6 +45,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import numbers
 import sys
 import threading
 from collections.abc import Iterator
@@ -177,8 +178,8 @@ def left_padding(padding: Padding, width: int) -> int:
         return width - 1
     if padding == "same":
         return (width - 1) // 2
-    if isinstance(padding, int) and not isinstance(padding, bool) and 0 <= padding < width:
-        return padding
+    if isinstance(padding, numbers.Integral) and not isinstance(padding, bool) and 0 <= (left := int(padding)) < width:
+        return left
     raise ValueError(f'padding must be "causal", "same" or an integer in 0..{width - 1} (W - 1); got {padding!r}')
 
 
@@ -193,11 +194,16 @@ def rollback(state: Tensor, count: int | Tensor, width: int, *, state_indices: T
         state_indices: [N], the rows of `state` that the sequences have, -1 for none; None: all rows in order.
 
     Raises:
-        TypeError: `state` or `state_indices` is not a tensor of the right kind, or on another device; `count` is not
-            an integer.
-        ValueError: shapes do not agree, or `count` is negative or more than the buffer has to spare.
+        TypeError: `state` or `state_indices` is not a tensor of the right kind, or on another device; `count` or
+            `width` is not an integer.
+        ValueError: shapes do not agree, `count` is negative or more than the buffer has to spare, or `width` is not
+            positive.
     """
     _check_tensor("state", state, 3)
+    if isinstance(width, bool) or not isinstance(width, numbers.Integral):
+        raise TypeError(f"width must be an integer; got {type(width).__name__}")
+    if width < 1:
+        raise ValueError(f"width must be at least 1; got {width}")
     rows, size, channels = state.shape
     if state_indices is None:
         indices = torch.arange(rows, device=state.device)
@@ -322,6 +328,7 @@ def _rows_of_state(x: Tensor, state: Tensor, indices: Tensor | None, sequences: 
 
 
 def _check_state_indices(indices: Tensor, state: Tensor, sequences: int | None) -> None:
+    check_dense("state_indices", indices)
     if not isinstance(indices, Tensor) or indices.dtype not in (torch.int32, torch.int64):
         kind = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
         raise TypeError(f"state_indices must be a tensor of int32 or int64; got {kind}")
@@ -403,7 +410,15 @@ def _triton_serves(device: str) -> bool:
     return device == "cuda" or INTERPRETED
 
 
+def check_dense(name: str, tensor: object) -> None:
+    """Raise TypeError where an argument is a nested or a sparse tensor, which have no strides."""
+    if isinstance(tensor, Tensor) and (tensor.is_nested or tensor.layout != torch.strided):
+        kind = "a nested tensor, use cu_seqlens for sequences of several lengths" if tensor.is_nested else tensor.layout
+        raise TypeError(f"{name} must be a dense tensor; got {kind}")
+
+
 def _check_tensor(name: str, tensor: Tensor, dims: int, like: Tensor | None = None) -> None:
+    check_dense(name, tensor)
     if not isinstance(tensor, Tensor) or tensor.dtype not in _DTYPES:
         kind = f"a tensor of {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{name} must be a floating-point tensor (fp16, bf16, fp32 or fp64); got {kind}")
@@ -432,6 +447,7 @@ def _check_tokens(name: str, layout: str, tensor: Tensor, x: Tensor) -> None:
 
 
 def _check_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> None:
+    check_dense("cu_seqlens", cu_seqlens)
     if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
         kind = cu_seqlens.dtype if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
         raise TypeError(f"cu_seqlens must be a tensor of int32 or int64; got {kind}")

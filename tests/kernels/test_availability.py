@@ -121,7 +121,6 @@ def test_a_graph_of_the_parent_in_a_forked_child(kind):
     assert "dynaconv" in str(y.grad_fn)
     expected = torch.autograd.grad(y.square().sum(), leaves, retain_graph=True)
     assert in_a_child(lambda: close(torch.autograd.grad(y.square().sum(), leaves), expected))
-    assert in_a_child(lambda: close([leaves[1].grad if y.backward(y) else leaves[1].grad], [expected[1] / 2]))
 
 
 def test_a_function_compiled_by_the_parent_in_a_forked_child():

@@ -5,7 +5,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..functional import static_conv
+from ..functional import check_dense, static_conv
 
 
 def check(
@@ -22,9 +22,10 @@ def check(
         **sizes: dimensions that are known from other arguments, None if not.
 
     Raises:
-        TypeError: not a tensor, of another kind of dtype, or on another device.
+        TypeError: not a dense tensor, of another kind of dtype, or on another device.
         ValueError: the shape does not have the layout.
     """
+    check_dense(name, tensor)
     kind = "an int32 or int64" if integers else "a floating-point"
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be {kind} tensor; got {type(tensor).__name__}")
