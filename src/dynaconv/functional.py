@@ -286,7 +286,7 @@ def _prepare(
     options = Options(left, activation == "silu", residual, float(output_scale))
     sequences = B
     if cu_seqlens is not None:
-        _check_cu_seqlens(cu_seqlens, x)
+        check_cu_seqlens(cu_seqlens, x)
         sequences = len(cu_seqlens) - 1
     if state_indices is not None and state is None:
         raise ValueError("state_indices needs a state")
@@ -446,7 +446,8 @@ def _check_tokens(name: str, layout: str, tensor: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name} must be {layout} with the B, T of x, {_shape(x)}; got {_shape(tensor)}")
 
 
-def _check_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> None:
+def check_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> None:
+    """Raise TypeError or ValueError unless they are ends of sequences in x [1, T, D], whatever their values."""
     check_dense("cu_seqlens", cu_seqlens)
     if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
         kind = cu_seqlens.dtype if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
