@@ -338,13 +338,16 @@ def _check_state_indices(indices: Tensor, state: Tensor, sequences: int | None) 
         )
     if indices.device != state.device:
         raise TypeError(f"state_indices must be on the device of state, {state.device}; got {indices.device}")
+    check_rows("state_indices", indices, "state", len(state))
+
+
+def check_rows(name: str, indices: Tensor, buffer: str, rows: int) -> None:
+    """Raise ValueError unless they are different rows of a buffer, or negative."""
     # On a GPU the values would have to be waited for: there PyTorch's own check of an index stops the process.
     if indices.device.type == "cpu" and not torch.compiler.is_compiling():
         used = indices[indices >= 0]
-        if bool((used >= len(state)).any()) or len(used.unique()) != len(used):
-            raise ValueError(
-                f"state_indices must be different rows of state, 0..{len(state) - 1}, or -1; got {indices.tolist()}"
-            )
+        if bool((used >= rows).any()) or len(used.unique()) != len(used):
+            raise ValueError(f"{name} must be different rows of {buffer}, 0..{rows - 1}, or -1; got {indices.tolist()}")
 
 
 def _run(name: str, call: _Call, x: Tensor, *filters: Any) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..functional import check_rows
 from ..kernels.sequences import final_states, sequence_ends
 from ._arguments import check, count_sequences, short_conv
 
@@ -81,11 +82,12 @@ def causal_conv1d_fn(
     return out, final if final_states_out is None else final_states_out.copy_(final)
 
 
+@torch.no_grad()
 def causal_conv1d_update(
     x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None,
     cache_seqlens: Tensor | None = None, conv_state_indices: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Causal depthwise convolution of the next token or tokens of streams, for inference.
+    """Causal depthwise convolution of the next token or tokens of streams, for inference: without gradients.
 
     Args:
         x: [B, D] or [B, D, T], floating point, any strides.
@@ -96,14 +98,15 @@ def causal_conv1d_update(
         cache_seqlens: [B], int32 or int64, the number of tokens before x. Makes `conv_state` a circular buffer: token
             t of a stream is in slot t % S. None: the last slot holds the newest token.
         conv_state_indices: [B], int32 or int64: the row of `conv_state` that belongs to each row of x. A negative one
-            marks a row of padding, whose output is 0 and which changes no state. None: row b belongs to row b.
+            marks a row of padding, whose output is 0 and which changes no state; the others are all different. None:
+            row b belongs to row b.
 
     Returns:
         out, of the shape and dtype of x.
 
     Raises:
         TypeError: an argument is not a tensor of the right kind, or on another device than x.
-        ValueError: shapes that do not agree, an unknown activation, or a gradient that is required of an argument.
+        ValueError: shapes that do not agree, an unknown activation, or indices that are not different rows.
     """
     single = isinstance(x, Tensor) and x.dim() == 2
     tokens = x[..., None] if single else x
@@ -113,14 +116,11 @@ def causal_conv1d_update(
     S = check("conv_state", conv_state, "M D S", x, M=M, D=D)[2]
     if S < W - 1:
         raise ValueError(f"conv_state must hold W - 1 = {W - 1} inputs or more; got {S}")
-    if torch.is_grad_enabled() and (x.requires_grad or conv_state.requires_grad or weight.requires_grad):
-        raise ValueError(
-            "conv_state is overwritten in place and carries no gradient: use it under torch.no_grad(), or train with "
-            "causal_conv1d_fn"
-        )
     for name, indices in {"cache_seqlens": cache_seqlens, "conv_state_indices": conv_state_indices}.items():
         if indices is not None:
             check(name, indices, "B", x, integers=True, B=B)
+    if conv_state_indices is not None:
+        check_rows("conv_state_indices", conv_state_indices, "conv_state", len(conv_state))
     tokens, state = tokens.transpose(1, 2), import_state(conv_state)
     if cache_seqlens is None:
         out = short_conv(tokens, weight, bias, activation, state=state, state_indices=conv_state_indices)
@@ -141,8 +141,8 @@ def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -
     """The last inputs of every sequence of a packed batch, to continue from with :func:`causal_conv1d_update`.
 
     Args:
-        x: [total tokens, D].
-        cu_seqlens: [N + 1], int32 or int64: 0, then the ends of the sequences, the last one the total.
+        x: [total tokens, D]; those behind the last sequence are padding.
+        cu_seqlens: [N + 1], int32 or int64: 0, then the ends of the sequences.
         state_len: S, the number of inputs to keep.
 
     Returns:
@@ -150,13 +150,14 @@ def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -
 
     Raises:
         TypeError: an argument is not a tensor of the right kind, or on another device than x.
-        ValueError: shapes that do not agree, lengths that do not go from 0 to the total, or a negative state_len.
+        ValueError: shapes that do not agree, ends that do not go from 0 to at most the total, or a negative state_len.
     """
     check("x", x, "T D")
     count_sequences(cu_seqlens, x)
     if state_len < 0:
         raise ValueError(f"state_len must be 0 or more; got {state_len}")
-    sequence_ends(cu_seqlens, len(x))
+    if not torch.compiler.is_compiling():
+        sequence_ends(cu_seqlens, len(x), padded=True)
     return export_state(final_states(x[None], None, state_len, cu_seqlens))
 
 
