@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import dynaconv
 from dynaconv.interop import causal_conv1d as cc
 from dynaconv.interop import fla
+from dynaconv.interop.causal_conv1d import cpp_functions as cpp
 
 from .definitions import B, D, T, W, assert_same, conv, last, randn
 
@@ -203,3 +204,53 @@ def test_updates_leave_autograd_alone(backend, circular):
     with torch.no_grad():
         assert torch.equal(cc.causal_conv1d_update(x, again, weight, bias, "silu", seen), y)
     assert torch.equal(state, again)
+
+
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("states", [False, True])
+def test_functions_without_autograd(backend, silu, states):
+    """Forward, backward and update of `cpp_functions` are those of the public functions."""
+    x, weight, bias, dout = randn(B, D, T), randn(D, W), randn(D), torch.randn(B, D, T)
+    past, activation = randn(B, D, W - 1) if states else None, "silu" if silu else None
+    out, dfinal = torch.zeros(B, D, W - 1), torch.randn(B, D, W - 1) if states else None
+    y, final = cc.causal_conv1d_fn(x, weight, bias, None, past, True, None, activation)
+    z = cpp.causal_conv1d_fwd_function(x, weight, bias, None, past, out, silu)
+    assert not z.requires_grad
+    assert torch.equal(z, y)
+    assert torch.equal(out, final)
+    leaves = [x, weight, bias, *([past] if states else [])]
+    outputs, grads = ([y, final], [dout, dfinal]) if states else ([y], [dout])
+    expected = torch.autograd.grad(outputs, leaves, grads)
+    dx = torch.zeros(B, D, T)
+    actual = cpp.causal_conv1d_bwd_function(x, weight, bias, dout, None, past, dfinal, dx, states, silu)
+    assert actual[0] is dx
+    torch.testing.assert_close(actual[:3], expected[:3])
+    assert (actual[3] is None) == (not states)
+    if states:
+        torch.testing.assert_close(actual[3], expected[3])
+    buffers = [torch.randn(B, D, W - 1)] * 2
+    buffers[1] = buffers[0].clone()
+    y = cpp.causal_conv1d_update_function(x, buffers[0], weight, bias, silu, None, None)
+    assert torch.equal(y, cc.causal_conv1d_update(x, buffers[1], weight, bias, activation))
+    assert torch.equal(*buffers)
+
+
+def test_backward_function_in_an_autograd_function(backend):
+    """As mamba_ssm has it, without a bias and with sequences in a row."""
+    ids = torch.tensor([[0] * 4 + [1] * 5, [2] * 9], dtype=torch.int32)
+
+    class Conv(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight):
+            ctx.save_for_backward(x, weight)
+            return cpp.causal_conv1d_fwd_function(x, weight, None, ids, None, None, True)
+
+        @staticmethod
+        def backward(ctx, dout):
+            results = cpp.causal_conv1d_bwd_function(*ctx.saved_tensors, None, dout, ids, None, None, None, False, True)
+            assert results[2:] == (None, None)
+            return results[:2]
+
+    assert_same(
+        Conv.apply, lambda x, w: cc.causal_conv1d_fn(x, w, None, ids, activation="silu"), randn(B, D, T), randn(D, W)
+    )

@@ -54,6 +54,12 @@ MISUSES = {
     "fla residual": (lambda: fla.causal_conv1d(TOKENS, WEIGHT, residual=X), ValueError, "residual must be [B = 2, T = 9, D = 6]; got [2, 6, 9]"),
     "fla residual of another type": (lambda: fla.causal_conv1d(TOKENS, WEIGHT, residual=True), TypeError, "residual must be a floating-point tensor; got bool"),
     "fla context parallelism": (lambda: fla.causal_conv1d(TOKENS, WEIGHT, cp_context=1), ValueError, "cp_context must be None"),
+    "fla backend": (lambda: fla.causal_conv1d(TOKENS, WEIGHT, backend="bogus"), ValueError, "backend must be one of 'triton', 'cuda', 'mix', None; got 'bogus'"),
+    "fla update of two tokens": (
+        lambda: fla.causal_conv1d_update(TOKENS, torch.zeros(B, D, W), weight=WEIGHT), ValueError, "x must be [N, D], [N, 1, D] or [1, N, D], one token of each stream; got [2, 9, 6]",
+    ),
+    "fla update without a weight": (lambda: fla.causal_conv1d_update(X[..., 0], torch.zeros(B, D, W)), TypeError, "weight must be a floating-point tensor; got NoneType"),
+    "fla state of rows with seq_idx": (lambda: fla.causal_conv1d(TOKENS, WEIGHT, output_final_state=True, seq_idx=IDS), ValueError, "output_final_state must be False with seq_idx"),
     "fla packed rows": (lambda: fla.causal_conv1d(TOKENS, WEIGHT, cu_seqlens=torch.tensor([0, T])), ValueError, "x must be [1, T, D]"),
     "fla state without slots": (lambda: fla.import_state(STATE[..., :0]), ValueError, "states must be [N, D, W] with W >= 1; got W = 0"),
     "headwise tokens": (

@@ -3,15 +3,15 @@
     out[b, d, t] = activation(sum_w weight[d, w] * x[b, d, t + w - (W - 1)] + bias[d])
 
 Tap order is ours, the last tap multiplies the current token. States are [N, D, S], oldest first.
+What mamba_ssm imports is in :mod:`.cpp_functions`; vLLM's form of the functions in :mod:`dynaconv.interop.vllm`.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..functional import check_rows
-from ..kernels.sequences import final_states, sequence_ends
-from ._arguments import check, count_sequences, short_conv
+from ...functional import check_rows
+from ...kernels.sequences import final_states, sequence_ends
+from .._arguments import check, count_sequences, separate_sequences, short_conv
 
 __all__ = [
     "causal_conv1d_fn", "causal_conv1d_update", "causal_conv1d_varlen_states", "export_state", "import_state",
@@ -74,7 +74,7 @@ def causal_conv1d_fn(
         check("seq_idx", seq_idx, "B T", x, integers=True, B=B, T=T)
         if return_final_states:
             raise ValueError("return_final_states must be False with seq_idx: a row has no single state; got True")
-        return _separate_sequences(tokens, weight, bias, activation, seq_idx, past).transpose(1, 2)
+        return separate_sequences(tokens, weight, bias, activation, seq_idx, past).transpose(1, 2)
     out = short_conv(tokens, weight, bias, activation, initial_state=past).transpose(1, 2)
     if not return_final_states:
         return out
@@ -159,18 +159,3 @@ def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -
     if not torch.compiler.is_compiling():
         sequence_ends(cu_seqlens, len(x), padded=True)
     return export_state(final_states(x[None], None, state_len, cu_seqlens))
-
-
-def _separate_sequences(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, seq_idx: Tensor, past: Tensor | None
-) -> Tensor:
-    """The convolution of [B, T, D] with every run of equal `seq_idx` a sequence of its own."""
-    B, T, D = x.shape
-    opens = torch.ones_like(seq_idx, dtype=torch.bool)
-    opens[:, 1:] = seq_idx[:, 1:] != seq_idx[:, :-1]
-    row, token = opens.nonzero(as_tuple=True)
-    cu_seqlens = F.pad(row * T + token, (0, 1), value=B * T)
-    if past is not None:
-        past = past[row].masked_fill((token > 0)[:, None, None], 0)
-    out = short_conv(x.reshape(1, B * T, D), weight, bias, activation, cu_seqlens=cu_seqlens, initial_state=past)
-    return out.view(B, T, D).masked_fill((seq_idx < 0)[..., None], 0)
