@@ -186,7 +186,7 @@ class ShortConvolution(nn.Conv1d):
         """Numbers in the cache of one stream, D * W."""
         return self.hidden_size * self.kernel_size[0]
 
-    def extra_repr(self) -> str:  # noqa: D102
+    def extra_repr(self) -> str:  # noqa: D102 (that of nn.Conv1d)
         return f"{super().extra_repr()}, activation={self.activation}, backend={self.backend}"
 
     def forward(  # pyrefly: ignore[bad-override]
