@@ -3,10 +3,12 @@
 import os
 import re
 
+import numpy as np
 import pytest
 import torch
 
 import dynaconv
+from dynaconv.interop.causal_conv1d import causal_conv1d_fn
 
 X = torch.randn(2, 10, 12)
 DYNAMIC = torch.randn(2, 10, 3, 4)
@@ -179,3 +181,56 @@ def test_a_final_state_is_not_a_view_of_the_input(backend):
         _, state = dynaconv.static_conv(x, STATIC, return_final_state=True)
         dynaconv.static_conv(x[:, :1], STATIC, state=state)
     assert torch.equal(x, X)
+
+
+@pytest.mark.parametrize("padding", [np.int64(1), np.uint8(1)])
+def test_any_integer_is_a_padding(padding):
+    expected = dynaconv.static_conv(X, STATIC, padding=1)
+    assert torch.equal(dynaconv.static_conv(X, STATIC, padding=padding), expected)
+    with pytest.raises(ValueError, match="got 1.0"):
+        dynaconv.static_conv(X, STATIC, padding=1.0)
+
+
+@pytest.mark.parametrize(
+    ("width", "error", "message"),
+    [(0, ValueError, "width must be at least 1; got 0"), (2.0, TypeError, "width must be an integer; got float"),
+     (True, TypeError, "got bool")],
+)  # fmt: skip
+def test_width_of_a_rollback(width, error, message):
+    with pytest.raises(error, match=message):
+        dynaconv.rollback(STATE.clone(), 1, width=width)
+
+
+def nested(tensor, layout=torch.strided):
+    return torch.nested.nested_tensor(list(tensor), layout=layout)
+
+
+def jagged(tensor):
+    return nested(tensor, torch.jagged)
+
+
+@pytest.mark.parametrize(
+    "change", [nested, jagged, torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr], ids=lambda f: f.__name__
+)
+def test_nested_and_sparse_tensors_are_refused(change):
+    """By name, for every tensor argument."""
+    inputs = {"x": X, "codes": CODES, "basis": BASIS, "static": STATIC, "bias": torch.ones(12), "initial_state": STATE}
+    calls = [(dynaconv.lowrank_conv, inputs), (dynaconv.dynamic_conv, {"x": X, "filters": DYNAMIC})]
+    calls.append((dynaconv.static_conv, {"x": X, "filters": STATIC, "state": STATE, "state_indices": torch.arange(2)}))
+    calls.append((dynaconv.static_conv, {"x": X[:1], "filters": STATIC, "cu_seqlens": torch.tensor([0, 10])}))
+    calls.append((dynaconv.rollback, {"state": STATE, "count": 1, "width": 4}))
+    calls.append(
+        (causal_conv1d_fn, {"x": X, "weight": torch.ones(10, 3), "seq_idx": torch.zeros(2, 12, dtype=torch.int32)})
+    )
+    changed = set()
+    for function, arguments in calls:
+        for name, value in arguments.items():
+            if isinstance(value, torch.Tensor) and (value.dim() == 2 or change != torch.Tensor.to_sparse_csr):
+                try:
+                    other = change(value)
+                except RuntimeError:  # PyTorch has no such tensor of this shape
+                    continue
+                with pytest.raises(TypeError, match=f"{name} must be a dense tensor"):
+                    function(**arguments | {name: other})
+                changed.add(name)
+    assert {"static", "filters", "weight"} <= changed

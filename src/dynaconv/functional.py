@@ -36,8 +36,8 @@ Keywords that the three operators share:
                         of padding, whose output is 0 and which changes no state; None: row n belongs to sequence n
 
 They return y, [B, T, D] in the dtype of x; with `return_final_state` the pair (y, final_state). They raise TypeError
-where an argument is not a floating-point tensor or tensors are on different devices, and ValueError where shapes do not
-agree or an option has no such value.
+where an argument is not a dense floating-point tensor or tensors are on different devices, and ValueError where shapes
+do not agree or an option has no such value.
 """
 
 import contextlib
@@ -45,20 +45,19 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import itertools
+import numbers
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .kernels.availability import cpu_kernels_run
 from .kernels.options import Options, compute_dtype
-from .kernels.reference.dynamic import dynamic_conv as _reference_dynamic
-from .kernels.reference.lowrank import lowrank_conv as _reference_lowrank
-from .kernels.reference.static import static_conv as _reference_static
-from .kernels.sequences import final_states, next_states, sequence_ends, write_rows
+from .kernels.reference.operators import convolve
+from .kernels.sequences import final_states, next_states, write_rows
 
 __all__ = ["backend", "dynamic_conv", "left_padding", "lowrank_conv", "rollback", "static_conv"]
 
@@ -80,7 +79,8 @@ def backend(name: str) -> Iterator[None]:
 
     Without it, CPU tensors take the Numba kernels, those on NVIDIA and AMD GPUs the Triton kernels, and all others the
     reference, which is plain PyTorch. What kernels cannot do takes the reference in any case: function transforms,
-    forward-mode derivatives, Numba in forked processes, fp64 in Triton.
+    forward-mode and second derivatives, Numba in forked processes or where it does not load (which the logger
+    "dynaconv" says once), fp64 in Triton.
 
     Raises:
         ValueError: the name is of no implementation.
@@ -112,7 +112,7 @@ def static_conv(
     _check_tensor("x", x, 3)
     _check_filters("filters", filters, 2, x)
     call = _prepare(x, filters.shape[1], **_known("static_conv", keywords))
-    return call.finish(x, _run("static_conv", _reference_static, call, x, _normalized(filters, normalize)))
+    return call.finish(x, _run("static_conv", call, x, _normalized(filters, normalize)))
 
 
 def dynamic_conv(
@@ -137,7 +137,7 @@ def dynamic_conv(
     if static is not None:
         _check_filters("static", static, 2, x, filters.shape[3])
     call = _prepare(x, filters.shape[3], **_known("dynamic_conv", keywords))
-    return call.finish(x, _run("dynamic_conv", _reference_dynamic, call, x, _normalized(filters, normalize), static))
+    return call.finish(x, _run("dynamic_conv", call, x, _normalized(filters, normalize), static))
 
 
 def lowrank_conv(
@@ -165,7 +165,7 @@ def lowrank_conv(
     if static is not None:
         _check_filters("static", static, 2, x, basis.shape[2])
     call = _prepare(x, basis.shape[2], **_known("lowrank_conv", keywords))
-    return call.finish(x, _run("lowrank_conv", _reference_lowrank, call, x, codes, basis, static))
+    return call.finish(x, _run("lowrank_conv", call, x, codes, basis, static))
 
 
 def left_padding(padding: Padding, width: int) -> int:
@@ -178,8 +178,8 @@ def left_padding(padding: Padding, width: int) -> int:
         return width - 1
     if padding == "same":
         return (width - 1) // 2
-    if isinstance(padding, int) and not isinstance(padding, bool) and 0 <= padding < width:
-        return padding
+    if isinstance(padding, numbers.Integral) and not isinstance(padding, bool) and 0 <= (left := int(padding)) < width:
+        return left
     raise ValueError(f'padding must be "causal", "same" or an integer in 0..{width - 1} (W - 1); got {padding!r}')
 
 
@@ -194,11 +194,16 @@ def rollback(state: Tensor, count: int | Tensor, width: int, *, state_indices: T
         state_indices: [N], the rows of `state` that the sequences have, -1 for none; None: all rows in order.
 
     Raises:
-        TypeError: `state` or `state_indices` is not a tensor of the right kind, or on another device; `count` is not
-            an integer.
-        ValueError: shapes do not agree, or `count` is negative or more than the buffer has to spare.
+        TypeError: `state` or `state_indices` is not a tensor of the right kind, or on another device; `count` or
+            `width` is not an integer.
+        ValueError: shapes do not agree, `count` is negative or more than the buffer has to spare, or `width` is not
+            positive.
     """
     _check_tensor("state", state, 3)
+    if isinstance(width, bool) or not isinstance(width, numbers.Integral):
+        raise TypeError(f"width must be an integer; got {type(width).__name__}")
+    if width < 1:
+        raise ValueError(f"width must be at least 1; got {width}")
     rows, size, channels = state.shape
     if state_indices is None:
         indices = torch.arange(rows, device=state.device)
@@ -281,7 +286,7 @@ def _prepare(
     options = Options(left, activation == "silu", residual, float(output_scale))
     sequences = B
     if cu_seqlens is not None:
-        _check_cu_seqlens(cu_seqlens, x)
+        check_cu_seqlens(cu_seqlens, x)
         sequences = len(cu_seqlens) - 1
     if state_indices is not None and state is None:
         raise ValueError("state_indices needs a state")
@@ -323,6 +328,7 @@ def _rows_of_state(x: Tensor, state: Tensor, indices: Tensor | None, sequences: 
 
 
 def _check_state_indices(indices: Tensor, state: Tensor, sequences: int | None) -> None:
+    check_dense("state_indices", indices)
     if not isinstance(indices, Tensor) or indices.dtype not in (torch.int32, torch.int64):
         kind = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
         raise TypeError(f"state_indices must be a tensor of int32 or int64; got {kind}")
@@ -332,16 +338,19 @@ def _check_state_indices(indices: Tensor, state: Tensor, sequences: int | None) 
         )
     if indices.device != state.device:
         raise TypeError(f"state_indices must be on the device of state, {state.device}; got {indices.device}")
+    check_rows("state_indices", indices, "state", len(state))
+
+
+def check_rows(name: str, indices: Tensor, buffer: str, rows: int) -> None:
+    """Raise ValueError unless they are different rows of a buffer, or negative."""
     # On a GPU the values would have to be waited for: there PyTorch's own check of an index stops the process.
     if indices.device.type == "cpu" and not torch.compiler.is_compiling():
         used = indices[indices >= 0]
-        if bool((used >= len(state)).any()) or len(used.unique()) != len(used):
-            raise ValueError(
-                f"state_indices must be different rows of state, 0..{len(state) - 1}, or -1; got {indices.tolist()}"
-            )
+        if bool((used >= rows).any()) or len(used.unique()) != len(used):
+            raise ValueError(f"{name} must be different rows of {buffer}, 0..{rows - 1}, or -1; got {indices.tolist()}")
 
 
-def _run(name: str, reference: Callable[..., Tensor], call: _Call, x: Tensor, *filters: Any) -> Tensor:
+def _run(name: str, call: _Call, x: Tensor, *filters: Any) -> Tensor:
     """The operator on the implementation that serves these tensors."""
     inputs = (x, *filters, call.bias, call.buffer)
     if call.buffer is not None and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
@@ -357,17 +366,7 @@ def _run(name: str, reference: Callable[..., Tensor], call: _Call, x: Tensor, *f
             importlib.import_module(f"{__package__}.kernels.sharding")
         arguments = (x, *filters, call.bias, call.past, call.cu_seqlens, *call.options, implementation)
         return getattr(library, name)(*arguments)
-    if call.cu_seqlens is None:
-        return reference(x, *filters, call.bias, call.past, call.options)
-    pieces = []
-    ends = sequence_ends(call.cu_seqlens, x.shape[1])
-    for n, (start, end) in enumerate(itertools.pairwise(ends)):
-        own = list(filters)
-        if name != "static_conv":  # the first are per token
-            own[0] = own[0][:, start:end]
-        past = None if call.past is None else call.past[n : n + 1]
-        pieces.append(reference(x[:, start:end], *own, call.bias, past, call.options))
-    return torch.cat(pieces, dim=1) if pieces else x
+    return convolve(name, (x, *filters, call.bias, call.past), call.cu_seqlens, call.options)
 
 
 def _normalized(filters: Tensor, normalize: str | None) -> Tensor:
@@ -401,11 +400,7 @@ def _implementation(x: Tensor, *others: Tensor | None) -> str:
         return "reference"
     if torch.compiler.is_compiling() or x.device.type == "meta":
         return "cpu"
-    if importlib.util.find_spec("numba") is None:
-        return "reference"
-    from .kernels.cpu import runtime
-
-    return "cpu" if runtime.is_usable() else "reference"
+    return "cpu" if cpu_kernels_run() else "reference"
 
 
 @functools.cache
@@ -418,7 +413,15 @@ def _triton_serves(device: str) -> bool:
     return device == "cuda" or INTERPRETED
 
 
+def check_dense(name: str, tensor: object) -> None:
+    """Raise TypeError where an argument is a nested or a sparse tensor, which have no strides."""
+    if isinstance(tensor, Tensor) and (tensor.is_nested or tensor.layout != torch.strided):
+        kind = "a nested tensor, use cu_seqlens for sequences of several lengths" if tensor.is_nested else tensor.layout
+        raise TypeError(f"{name} must be a dense tensor; got {kind}")
+
+
 def _check_tensor(name: str, tensor: Tensor, dims: int, like: Tensor | None = None) -> None:
+    check_dense(name, tensor)
     if not isinstance(tensor, Tensor) or tensor.dtype not in _DTYPES:
         kind = f"a tensor of {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{name} must be a floating-point tensor (fp16, bf16, fp32 or fp64); got {kind}")
@@ -446,7 +449,9 @@ def _check_tokens(name: str, layout: str, tensor: Tensor, x: Tensor) -> None:
         raise ValueError(f"{name} must be {layout} with the B, T of x, {_shape(x)}; got {_shape(tensor)}")
 
 
-def _check_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> None:
+def check_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> None:
+    """Raise TypeError or ValueError unless they are ends of sequences in x [1, T, D], whatever their values."""
+    check_dense("cu_seqlens", cu_seqlens)
     if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
         kind = cu_seqlens.dtype if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
         raise TypeError(f"cu_seqlens must be a tensor of int32 or int64; got {kind}")

@@ -16,6 +16,7 @@ import dynaconv
 
 from ..conftest import check_guards
 from .problems import EXTRAS, MIXED, OPERATORS, Problem, problems
+from .test_second_derivatives import COMBINATIONS, check_second_derivatives
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -85,6 +86,12 @@ def test_repeats_give_the_same_bits(kind):
     for _ in range(2 if INTERPRETED else 100):
         again = once.run("triton")
         assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("extras", COMBINATIONS, ids=str)
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_second_derivatives(kind, extras):
+    check_second_derivatives("triton", problem(kind, extras=extras))
 
 
 def packed_of_length(kind, T):

@@ -114,6 +114,21 @@ class Problem:
             named[f"gradient of {name}"] = torch.zeros_like(leaf) if gradient is None else gradient
         return named
 
+    def run_twice(self, backend: str) -> dict[str, Tensor]:
+        """Second derivatives on a backend: gradients of the sum of the squares of all first ones."""
+        inputs, keywords, grads = self.tensors()
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items()}
+        with dynaconv.backend(backend):
+            results = OPERATORS[self.kind](**leaves | keywords)
+        outputs = list(results) if isinstance(results, tuple) else [results]
+        seeds = [torch.ones_like(y) if g is None else g.to(y.dtype) for y, g in zip(outputs, grads, strict=True)]
+        leaves |= {f"upstream {n}": seed.detach().requires_grad_() for n, seed in enumerate(seeds)}
+        seeds = [leaf for name, leaf in leaves.items() if name.startswith("upstream")]
+        first = torch.autograd.grad(outputs, [leaves[name] for name in inputs], seeds, create_graph=True)
+        loss = sum(gradient.double().square().sum() for gradient in first)
+        second = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        return dict(zip(leaves, second, strict=True))
+
     def sizes(self) -> dict[str, Tensor]:
         """Sums of the absolute values of all terms of the results: what their rounding errors are relative to."""
         # Softmax and SiLU shrink what goes through them, and their derivatives are at most 1.1.

@@ -180,16 +180,6 @@ def test_compiled_transforms_take_the_reference(kind, transform):
     torch.testing.assert_close(compiled(X, GRAD), function(X, GRAD))
 
 
-@pytest.mark.parametrize("kind", OPERATORS)
-def test_second_derivatives_are_refused(kind):
-    """They are the reference's: see test_reference_gradients_of_any_order."""
-    leaves = [tensor.clone().requires_grad_() for tensor in (X, *FILTERS[kind])]
-    gradients = torch.autograd.grad(OPERATORS[kind](*leaves).square().sum(), leaves, create_graph=True)
-    for gradient in gradients:
-        with pytest.raises(RuntimeError, match="Trying to backward through dynaconv"):
-            torch.autograd.grad(gradient.square().sum(), leaves, retain_graph=True)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_autocast(dtype):
     module = dynaconv.nn.DynamicConv(12, 4, 3)

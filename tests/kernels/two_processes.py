@@ -45,7 +45,8 @@ def check_dtensors(mesh):
             # Three heads cannot be shared by two: their channels are gathered.
             assert (actual[0].placements == (Shard(dims[0][axis]),)) == (axis == 0 or heads == 4)
             for a, e in zip(actual, expected, strict=True):
-                torch.testing.assert_close(a.full_tensor(), e)
+                # Partial sums of the two processes are added in another order: 2.7e-6 apart where it is most.
+                torch.testing.assert_close(a.full_tensor(), e, rtol=1e-5, atol=1e-5)
 
 
 def results_of(kind, leaves):

@@ -1,4 +1,4 @@
-"""Modules: initialisation, DropConnect, renormalised edges, copies, and errors. Their numbers: kernels/test_golden.py."""
+"""Modules: initialisation, DropConnect, renormalised edges, sequences, copies, and errors. Their numbers: kernels/test_golden.py."""
 
 import copy
 import pickle
@@ -111,3 +111,51 @@ def test_query():
         DynamicConv(8, 3, 2)(x, torch.randn(2, 4, 5))
     filters = layer.filter_proj(query := torch.randn(2, 4, 5)).unflatten(-1, (2, 3))
     torch.testing.assert_close(layer(x, query), dynaconv.dynamic_conv(x, filters, normalize="softmax"))
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize("module", MODULES)
+def test_packed_sequences_with_states(module, renormalize):
+    """Outputs, states and gradients are those of one sequence after the other, of length 0 and 1 among them."""
+    layer, ends = module(8, 4, 2, bias=True, renormalize_edges=renormalize), [0, 3, 3, 4, 9]
+    x, past = torch.randn(1, 9, 8, requires_grad=True), torch.randn(4, 3, 8, requires_grad=True)
+    offset = torch.tensor([0, 5, 1, 2]) if renormalize else None
+    leaves = [x, past, *layer.parameters()]
+    packed = layer(x, cu_seqlens=torch.tensor(ends), initial_state=past, return_final_state=True, offset=offset)
+    parts = [
+        layer(
+            x[:, a:b], initial_state=past[n : n + 1], return_final_state=True,
+            offset=int(offset[n]) if renormalize else None,
+        )
+        for n, (a, b) in enumerate(zip(ends, ends[1:]))
+    ]  # fmt: skip
+    alone = torch.cat([y for y, _ in parts], 1), torch.cat([state for _, state in parts])
+    grads = [torch.randn_like(t) for t in alone]
+    torch.testing.assert_close(packed, alone)
+    gradients = [torch.autograd.grad(results, leaves, grads) for results in (packed, alone)]
+    torch.testing.assert_close(*gradients)
+    assert not torch.allclose(layer(x, offset=0), layer(x, cu_seqlens=torch.tensor(ends)))
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize("module", MODULES)
+@torch.no_grad()
+def test_streams_in_rows_of_a_buffer(module, renormalize):
+    layer, x = module(8, 4, 2, bias=True, renormalize_edges=renormalize), torch.randn(3, 6, 8)
+    buffer, rows, pieces = torch.zeros(5, 4, 8), torch.tensor([4, -1, 0]), []
+    for start, end in ((0, 1), (1, 4), (4, 6)):
+        offset = torch.full((3,), start) if renormalize else None
+        pieces.append(layer(x[:, start:end], state=buffer, state_indices=rows, offset=offset))
+    y = torch.cat(pieces, 1)
+    torch.testing.assert_close(y[[0, 2]], layer(x)[[0, 2]])
+    assert not y[1].any()
+    assert torch.equal(buffer[[4, 0]], x[[0, 2], -4:])
+    assert not buffer[1:4].any()
+
+
+def test_offset():
+    layer = LightConv(8, 4, 2, renormalize_edges=True)
+    with pytest.raises(ValueError, match=re.escape("offset must be a number or [N] = [2]; got [3]")):
+        layer(torch.randn(2, 5, 8), offset=torch.zeros(3))
+    with pytest.raises(ValueError, match="cu_seqlens must start at 0"):
+        layer(torch.randn(1, 5, 8), cu_seqlens=torch.tensor([0, 3]))

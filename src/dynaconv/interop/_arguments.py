@@ -1,11 +1,12 @@
-"""Checks of the peers' arguments, in the peers' words, and the static convolution that two of them have."""
+"""Checks of the peers' arguments, in the peers' words, and the static convolution that three of them have."""
 
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..functional import static_conv
+from ..functional import check_dense, static_conv
 
 
 def check(
@@ -22,9 +23,10 @@ def check(
         **sizes: dimensions that are known from other arguments, None if not.
 
     Raises:
-        TypeError: not a tensor, of another kind of dtype, or on another device.
+        TypeError: not a dense tensor, of another kind of dtype, or on another device.
         ValueError: the shape does not have the layout.
     """
+    check_dense(name, tensor)
     kind = "an int32 or int64" if integers else "a floating-point"
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be {kind} tensor; got {type(tensor).__name__}")
@@ -43,11 +45,11 @@ def check(
     return tensor.shape
 
 
-def count_sequences(cu_seqlens: Tensor, x: Tensor) -> int:
+def count_sequences(cu_seqlens: Tensor, x: Tensor, name: str = "cu_seqlens") -> int:
     """N of `cu_seqlens`, [N + 1]."""
-    ends = check("cu_seqlens", cu_seqlens, "N+1", x, integers=True)[0]
+    ends = check(name, cu_seqlens, "N+1", x, integers=True)[0]
     if ends == 0:
-        raise ValueError("cu_seqlens must be [N+1] with N >= 0; got [0]")
+        raise ValueError(f"{name} must be [N+1] with N >= 0; got [0]")
     return ends - 1
 
 
@@ -55,3 +57,18 @@ def short_conv(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str |
     """The causal `static_conv` of [B, T, D] with filters [D, W], where "swish" is another name of "silu"."""
     activation = "silu" if activation == "swish" else activation
     return cast(Tensor, static_conv(x, weight, bias=bias, activation=activation, **keywords))
+
+
+def separate_sequences(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, seq_idx: Tensor, past: Tensor | None
+) -> Tensor:
+    """The convolution of [B, T, D] with every run of equal `seq_idx` a sequence of its own."""
+    B, T, D = x.shape
+    opens = torch.ones_like(seq_idx, dtype=torch.bool)
+    opens[:, 1:] = seq_idx[:, 1:] != seq_idx[:, :-1]
+    row, token = opens.nonzero(as_tuple=True)
+    cu_seqlens = F.pad(row * T + token, (0, 1), value=B * T)
+    if past is not None:
+        past = past[row].masked_fill((token > 0)[:, None, None], 0)
+    out = short_conv(x.reshape(1, B * T, D), weight, bias, activation, cu_seqlens=cu_seqlens, initial_state=past)
+    return out.view(B, T, D).masked_fill((seq_idx < 0)[..., None], 0)

@@ -1,10 +1,11 @@
 """The operators `dynaconv::...` of PyTorch: autograd, fake tensors for torch.compile and export, FLOPs.
 
 Every operator has a forward and a backward function in each implementation; what is the same for all of them is here:
-the gradients of the activation and of the bias, dtypes, and sequences without tokens. Gradients of gradients are not
-defined: PyTorch raises. `dynaconv.backend("reference")` has them.
+the gradients of the activation and of the bias, dtypes, and sequences without tokens. Gradients of gradients, of any
+order, are those of the reference.
 
-`implementation` is "cpu" or "triton"; a gradient runs where its forward pass ran.
+`implementation` is "cpu" or "triton"; a gradient runs where its forward pass ran. Where the kernels of "cpu" do not
+run, in a forked process for one, these operators compute the reference: graphs that were made elsewhere work there.
 """
 
 import math
@@ -19,12 +20,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
+from .availability import cpu_kernels_run
 from .options import Options, compute_dtype
+from .reference.operators import convolve, gradients, gradients_of_gradients
 from .sequences import sequence_ends
 
 
 def _family(implementation: str, name: str) -> ModuleType:
     return import_module(f"{__package__}.{implementation}.{name}")
+
+
+def _lacks_kernels(implementation: str) -> bool:
+    return implementation == "cpu" and not cpu_kernels_run()
 
 
 def _is_empty(x: Tensor, cu_seqlens: Tensor | None) -> bool:
@@ -62,12 +69,13 @@ def static_conv(
     silu: bool, residual: bool, scale: float, implementation: str,
 ) -> Tensor:  # fmt: skip
     """Filters [H, W]; see :func:`dynaconv.static_conv`."""
+    options = Options(left, silu, residual, scale)
     if _is_empty(x, cu_seqlens):
         return x.new_empty(x.shape)
+    if _lacks_kernels(implementation):
+        return convolve("static_conv", (x, filters, bias, state), cu_seqlens, options)
     taps = _taps(filters, x.shape[2], compute_dtype(x, filters, bias))
-    return _family(implementation, "static").forward(
-        x.detach(), taps, bias, state, cu_seqlens, Options(left, silu, residual, scale)
-    )
+    return _family(implementation, "static").forward(x.detach(), taps, bias, state, cu_seqlens, options)
 
 
 @torch.library.custom_op("dynaconv::static_conv_backward", mutates_args=())
@@ -76,9 +84,12 @@ def static_conv_backward(
     left: int, silu: bool, residual: bool, scale: float, implementation: str, of_inputs: bool, of_filters: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, filters, bias and state; those of x and state only if `of_inputs`, of filters if `of_filters`."""
+    wanted, tensors, options = (of_inputs, of_filters), (x, filters, bias, state), Options(left, silu, residual, scale)
     if _is_empty(x, cu_seqlens):
-        return _zeros((of_inputs, of_filters), x, filters, bias, state)
-    family, options = _family(implementation, "static"), Options(left, silu, residual, scale)
+        return _zeros(wanted, *tensors)
+    if _lacks_kernels(implementation):
+        return _reference_gradients("static_conv", wanted, grad, tensors, cu_seqlens, options)
+    family = _family(implementation, "static")
     taps = _taps(filters, x.shape[2], compute_dtype(x, filters, bias))
     forward = partial(family.forward, x, taps, bias, state, cu_seqlens, options)
     dz, db = _sum_and_bias_gradients(forward, grad, bias, options, taps.dtype)
@@ -93,13 +104,14 @@ def dynamic_conv(
     cu_seqlens: Tensor | None, left: int, silu: bool, residual: bool, scale: float, implementation: str,
 ) -> Tensor:  # fmt: skip
     """Filters [B, T, H, W] and static ones [Hs, W]; see :func:`dynaconv.dynamic_conv`."""
+    options = Options(left, silu, residual, scale)
     if _is_empty(x, cu_seqlens):
         return x.new_empty(x.shape)
+    if _lacks_kernels(implementation):
+        return convolve("dynamic_conv", (x, filters, static, bias, state), cu_seqlens, options)
     dtype = compute_dtype(x, filters, static, bias)
     taps = None if static is None else _taps(static, x.shape[2], dtype)
-    return _family(implementation, "dynamic").forward(
-        x, filters, taps, bias, state, cu_seqlens, Options(left, silu, residual, scale), dtype
-    )
+    return _family(implementation, "dynamic").forward(x, filters, taps, bias, state, cu_seqlens, options, dtype)
 
 
 @torch.library.custom_op("dynaconv::dynamic_conv_backward", mutates_args=())
@@ -109,10 +121,13 @@ def dynamic_conv_backward(
     of_inputs: bool, of_filters: bool, of_static: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, filters, static filters, bias and state, as far as they are wanted."""
-    wanted = (of_inputs, of_filters, of_static)
+    wanted, tensors = (of_inputs, of_filters, of_static), (x, filters, static, bias, state)
+    options = Options(left, silu, residual, scale)
     if _is_empty(x, cu_seqlens):
-        return _zeros(wanted, x, filters, static, bias, state)
-    family, options = _family(implementation, "dynamic"), Options(left, silu, residual, scale)
+        return _zeros(wanted, *tensors)
+    if _lacks_kernels(implementation):
+        return _reference_gradients("dynamic_conv", wanted, grad, tensors, cu_seqlens, options)
+    family = _family(implementation, "dynamic")
     dtype = compute_dtype(x, filters, static, bias)
     taps = None if static is None else _taps(static, x.shape[2], dtype)
     inputs = (x, filters, taps, bias, state, cu_seqlens, options, dtype)
@@ -130,13 +145,14 @@ def lowrank_conv(
     cu_seqlens: Tensor | None, left: int, silu: bool, residual: bool, scale: float, implementation: str,
 ) -> Tensor:  # fmt: skip
     """Codes [B, T, R], basis [R, D, W] and static filters [Hs, W]; see :func:`dynaconv.lowrank_conv`."""
+    options = Options(left, silu, residual, scale)
     if _is_empty(x, cu_seqlens):
         return x.new_empty(x.shape)
+    if _lacks_kernels(implementation):
+        return convolve("lowrank_conv", (x, codes, basis, static, bias, state), cu_seqlens, options)
     dtype = compute_dtype(x, codes, basis, static, bias)
     taps = None if static is None else _taps(static, x.shape[2], dtype)
-    return _family(implementation, "lowrank").forward(
-        x, codes, basis, taps, bias, state, cu_seqlens, Options(left, silu, residual, scale), dtype
-    )
+    return _family(implementation, "lowrank").forward(x, codes, basis, taps, bias, state, cu_seqlens, options, dtype)
 
 
 @torch.library.custom_op("dynaconv::lowrank_conv_backward", mutates_args=())
@@ -146,9 +162,13 @@ def lowrank_conv_backward(
     implementation: str, of_inputs: bool, of_filters: bool, of_static: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, codes, basis, static filters, bias and state, as far as they are wanted."""
+    wanted, tensors = (of_inputs, of_filters, of_filters, of_static), (x, codes, basis, static, bias, state)
+    options = Options(left, silu, residual, scale)
     if _is_empty(x, cu_seqlens):
-        return _zeros((of_inputs, of_filters, of_filters, of_static), x, codes, basis, static, bias, state)
-    family, options = _family(implementation, "lowrank"), Options(left, silu, residual, scale)
+        return _zeros(wanted, *tensors)
+    if _lacks_kernels(implementation):
+        return _reference_gradients("lowrank_conv", wanted, grad, tensors, cu_seqlens, options)
+    family = _family(implementation, "lowrank")
     dtype = compute_dtype(x, codes, basis, static, bias)
     taps = None if static is None else _taps(static, x.shape[2], dtype)
     inputs = (x, codes, basis, taps, bias, state, cu_seqlens, options, dtype)
@@ -177,13 +197,26 @@ def _zeros(wanted: tuple[bool, ...], *inputs: Tensor | None) -> Any:
     return tuple(gradient.zero_() for gradient in _empty_gradients(wanted, *inputs))
 
 
+def _reference_gradients(
+    name: str, wanted: tuple[bool, ...], grad: Tensor, tensors: tuple[Tensor | None, ...], cu_seqlens: Tensor | None,
+    options: Options,
+) -> Any:  # fmt: skip
+    results = gradients(name, grad, tensors, cu_seqlens, options, _exist(wanted, tensors))
+    return tuple(grad.new_empty(0) if result is None else result.contiguous() for result in results)
+
+
 def _empty_gradients(wanted: tuple[bool, ...], *inputs: Tensor | None) -> Any:
     """A tensor like each of x, filters, ..., bias and state; an empty one where there is no gradient."""
     like: Any = inputs[0]
-    exists = (*wanted, *(True for _ in inputs[len(wanted) : -1]), wanted[0])
+    exist = _exist(wanted, inputs)
     return tuple(
-        like.new_empty(0) if t is None or not e else t.new_empty(t.shape) for t, e in zip(inputs, exists, strict=True)
+        like.new_empty(0) if t is None or not e else t.new_empty(t.shape) for t, e in zip(inputs, exist, strict=True)
     )
+
+
+def _exist(wanted: tuple[bool, ...], inputs: tuple[Tensor | None, ...]) -> tuple[bool, ...]:
+    """Which of x, filters, ..., bias and state have a gradient where they are given."""
+    return (*wanted, *(True for _ in inputs[len(wanted) : -1]), wanted[0])
 
 
 def _state_gradient(gradient: Tensor | None, state: Tensor | None, x: Tensor) -> Tensor:
@@ -191,11 +224,14 @@ def _state_gradient(gradient: Tensor | None, state: Tensor | None, x: Tensor) ->
 
 
 # In every signature x comes first, then `filters` tensors, bias, state, cu_seqlens and the options.
-_OPERATORS = ((static_conv, static_conv_backward, 1), (dynamic_conv, dynamic_conv_backward, 2),
-              (lowrank_conv, lowrank_conv_backward, 3))  # fmt: skip
+_OPERATORS = (
+    ("static_conv", static_conv, static_conv_backward, 1),
+    ("dynamic_conv", dynamic_conv, dynamic_conv_backward, 2),
+    ("lowrank_conv", lowrank_conv, lowrank_conv_backward, 3),
+)
 
 
-def _register(forward: Any, backward: Any, filters: int) -> None:
+def _register(name: str, forward: Any, backward: Any, filters: int) -> None:
     count = filters + 3
 
     def wanted(needed: Any) -> tuple[bool, ...]:
@@ -211,14 +247,28 @@ def _register(forward: Any, backward: Any, filters: int) -> None:
         ctx.save_for_backward(*inputs[: count + 1])
         ctx.options = inputs[count + 1 :]
 
-    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def first_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         results = backward(grad, *ctx.saved_tensors, *ctx.options, *wanted(ctx.needs_input_grad))
         needed = zip(results, ctx.needs_input_grad, strict=False)
         return *(r if need else None for r, need in needed), None, *(None for _ in ctx.options)
 
+    def save_for_second(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.save_for_backward(*inputs[: count + 2])
+        ctx.set_materialize_grads(False)
+        ctx.options, ctx.rest = Options(*inputs[count + 2 : count + 6]), len(inputs) - count - 1
+        ctx.exists = [t is not None and g.shape == t.shape for g, t in zip(output, inputs[1:], strict=False)]
+
+    def second_gradients(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad, *inputs, cu_seqlens = ctx.saved_tensors
+        known = [v if exists else None for v, exists in zip(upstream, ctx.exists, strict=True)]
+        needed = ctx.needs_input_grad[: count + 1]
+        results = gradients_of_gradients(name, grad, inputs, cu_seqlens, ctx.options, known, needed)
+        return *results, *(None for _ in range(ctx.rest))
+
     forward.register_fake(lambda x, *_: x.new_empty(x.shape))
     backward.register_fake(fake)
-    forward.register_autograd(gradients, setup_context=save)
+    forward.register_autograd(first_gradients, setup_context=save)
+    backward.register_autograd(second_gradients, setup_context=save_for_second)
 
 
 for _operator in _OPERATORS:

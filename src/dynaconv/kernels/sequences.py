@@ -6,15 +6,17 @@ import torch
 from torch import Tensor
 
 
-def sequence_ends(cu_seqlens: Tensor, length: int) -> list[int]:
-    """`cu_seqlens` as numbers.
+def sequence_ends(cu_seqlens: Tensor, length: int, *, padded: bool = False) -> list[int]:
+    """`cu_seqlens` as numbers; where `padded`, tokens may follow the last sequence.
 
     Raises:
         ValueError: they do not start at 0, decrease, or do not end at `length`.
     """
     ends = cu_seqlens.tolist()
-    if ends[0] != 0 or ends[-1] != length or any(a > b for a, b in itertools.pairwise(ends)):
-        raise ValueError(f"cu_seqlens must start at 0, not decrease, and end at T = {length}; got {ends}")
+    end = min(ends[-1], length) if padded else length
+    if ends[0] != 0 or ends[-1] != end or any(a > b for a, b in itertools.pairwise(ends)):
+        last = "at most at" if padded else "at"
+        raise ValueError(f"cu_seqlens must start at 0, not decrease, and end {last} T = {length}; got {ends}")
     return ends
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional import Padding, dynamic_conv, left_padding, static_conv
+from ..functional import Padding, check_cu_seqlens, dynamic_conv, left_padding, static_conv
 
 
 class _Convolution(nn.Module):
@@ -46,21 +46,16 @@ class _Convolution(nn.Module):
         )
 
     def _convolve(
-        self,
-        x: Tensor,
-        filters: Tensor,
-        mask_shape: torch.Size,
-        initial_state: Tensor | None,
-        return_final_state: bool,
-        offset: int | None,
+        self, x: Tensor, filters: Tensor, mask_shape: torch.Size, offset: int | Tensor | None, keywords: dict[str, Any]
     ) -> Tensor | tuple[Tensor, Tensor]:
         if self.renormalize_edges:
-            if initial_state is not None and offset is None:
+            continued = any(keywords.get(name) is not None for name in ("initial_state", "state"))
+            if continued and offset is None:
                 raise ValueError(
-                    "offset must be the number of tokens before x where edges are renormalised and an initial_state is "
-                    "given; got None"
+                    "offset must be the number of tokens before x where edges are renormalised and a state is given; "
+                    "got None"
                 )
-            filters = self._mask_edges(filters, x.shape[1], offset or 0)
+            filters = self._mask_edges(filters, x, 0 if offset is None else offset, keywords.get("cu_seqlens"))
         normalize = self.normalize
         if self.training and self.weight_dropout > 0:
             if normalize == "softmax":
@@ -68,22 +63,26 @@ class _Convolution(nn.Module):
                 normalize = None
             filters = filters * F.dropout(filters.new_ones(mask_shape), self.weight_dropout)
         conv = static_conv if filters.dim() == 2 else dynamic_conv
-        result = conv(
-            x, filters, normalize=normalize, padding=self.left,
-            initial_state=initial_state, return_final_state=return_final_state,
-        )  # fmt: skip
-        if self.bias is None:
-            return result
-        if isinstance(result, tuple):
-            return result[0] + self.bias, result[1]
-        return result + self.bias
+        return conv(x, filters, normalize=normalize, padding=self.left, bias=self.bias, **keywords)
 
-    def _mask_edges(self, filters: Tensor, length: int, offset: int) -> Tensor:
+    def _mask_edges(self, filters: Tensor, x: Tensor, offset: int | Tensor, cu_seqlens: Tensor | None) -> Tensor:
         """Filters [B, T, H, W], with minus infinity where a tap falls outside the sequence."""
-        token = torch.arange(length, device=filters.device)[:, None, None]
-        position = token + torch.arange(self.kernel_size, device=filters.device) - self.left
-        outside = (position + offset < 0) | (position >= length)
-        return filters.masked_fill(outside, -math.inf)
+        token = torch.arange(x.shape[1], device=x.device)
+        sequences = len(x)
+        own = torch.arange(sequences, device=x.device)[:, None]
+        first, end = token.new_zeros(1, 1), token.new_full((1, 1), x.shape[1])
+        if cu_seqlens is not None:
+            check_cu_seqlens(cu_seqlens, x)
+            sequences = len(cu_seqlens) - 1
+            own = torch.searchsorted(cu_seqlens[1:].long(), token, right=True).clamp(max=max(0, sequences - 1))[None]
+            first, end = cu_seqlens[own], cu_seqlens[own + 1]
+        if isinstance(offset, Tensor):
+            if offset.shape != (sequences,):
+                raise ValueError(f"offset must be a number or [N] = [{sequences}]; got {list(offset.shape)}")
+            offset = offset[own]
+        position = token[:, None] + torch.arange(self.kernel_size, device=x.device) - self.left
+        outside = (position < (first - offset)[..., None]) | (position >= end[..., None])
+        return filters.masked_fill(outside[:, :, None], -math.inf)
 
 
 class LightConv(_Convolution):
@@ -127,32 +126,28 @@ class LightConv(_Convolution):
             nn.init.zeros_(self.bias)
 
     def forward(
-        self,
-        x: Tensor,
-        *,
-        initial_state: Tensor | None = None,
-        return_final_state: bool = False,
-        offset: int | None = None,
+        self, x: Tensor, *, offset: int | Tensor | None = None, **keywords: Any
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Convolve x.
 
         Args:
             x: [B, T, D].
-            initial_state: [B, W-1, D], the inputs before x.
-            return_final_state: also return the state to start the next chunk from.
-            offset: number of tokens before x[:, 0]; needed for `renormalize_edges` with an `initial_state` only.
+            offset: number of tokens before x, for all sequences or [N] of them; needed for `renormalize_edges` with a
+                state only.
+            **keywords: `cu_seqlens`, `initial_state`, `return_final_state`, `state` and `state_indices`, see
+                :mod:`dynaconv.functional`.
 
         Returns:
-            [B, T, D], or with `return_final_state` the pair (y, [B, W-1, D]).
+            [B, T, D], or with `return_final_state` the pair (y, [N, W-1, D]).
 
         Raises:
-            ValueError: x is not [B, T, dim], or a missing `offset`.
+            ValueError: x is not [B, T, dim], or a missing `offset` or one of another shape.
         """
         self._check(x)
         filters = self.weight
         if self.renormalize_edges:
             filters = filters.expand(x.shape[0], x.shape[1], -1, -1)
-        return self._convolve(x, filters, self.weight.shape, initial_state, return_final_state, offset)
+        return self._convolve(x, filters, self.weight.shape, offset, keywords)
 
 
 class DynamicConv(_Convolution):
@@ -206,24 +201,24 @@ class DynamicConv(_Convolution):
                 nn.init.zeros_(bias)
 
     def forward(
-        self, x: Tensor, query: Tensor | None = None, *, initial_state: Tensor | None = None,
-        return_final_state: bool = False, offset: int | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+        self, x: Tensor, query: Tensor | None = None, *, offset: int | Tensor | None = None, **keywords: Any
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Convolve x with filters predicted from `query`.
 
         Args:
             x: [B, T, D].
             query: [B, T, query_dim] where the module has a `query_dim`, else None.
-            initial_state: [B, W-1, D], the inputs before x.
-            return_final_state: also return the state to start the next chunk from.
-            offset: number of tokens before x[:, 0]; needed for `renormalize_edges` with an `initial_state` only.
+            offset: number of tokens before x, for all sequences or [N] of them; needed for `renormalize_edges` with a
+                state only.
+            **keywords: `cu_seqlens`, `initial_state`, `return_final_state`, `state` and `state_indices`, see
+                :mod:`dynaconv.functional`.
 
         Returns:
-            [B, T, D], or with `return_final_state` the pair (y, [B, W-1, D]).
+            [B, T, D], or with `return_final_state` the pair (y, [N, W-1, D]).
 
         Raises:
-            ValueError: x is not [B, T, dim], a missing `offset`, or `query` given without `query_dim` or missing with
-                it.
+            ValueError: x is not [B, T, dim], a missing `offset` or one of another shape, or `query` given without
+                `query_dim` or missing with it.
         """
         self._check(x)
         if (query is None) != (self.query_dim is None):
@@ -232,4 +227,4 @@ class DynamicConv(_Convolution):
                 f"query must be given exactly where the module has a query_dim ({self.query_dim}); {given}"
             )
         filters = self.filter_proj(x if query is None else query).unflatten(-1, (self.heads, self.kernel_size))
-        return self._convolve(x, filters, filters.shape, initial_state, return_final_state, offset)
+        return self._convolve(x, filters, filters.shape, offset, keywords)

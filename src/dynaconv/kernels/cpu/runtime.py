@@ -16,11 +16,15 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from numba.core.caching import NullCache
 from torch import Tensor
 
+from ..availability import tell
 from ..sequences import sequence_ends
 
 config: Any = numba.config
+if config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set")
 if "NUMBA_THREADING_LAYER" not in os.environ and "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
     config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
@@ -37,39 +41,39 @@ _sources = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__f
 
 def kernel(entry: Callable) -> Callable:
     """Compile a function for all threads, and keep it on disk."""
-    compiled: Any = _njit(parallel=_parallel, cache=True, **_options)(entry)
+    compiled: Any = _njit(parallel=_parallel, **_options)(entry)
+    try:
+        compiled.enable_caching()
+    except RuntimeError as error:  # no folder for it
+        _tell_of_cache(error)
     # Numba compiles again when the file of a kernel changes, but not when that of a function inlined into it does.
     with contextlib.suppress(AttributeError):
         compiled._cache._cache_file._source_stamp = _sources
     return compiled
 
 
+def _tell_of_cache(error: Exception) -> None:
+    tell("Numba kernels are compiled anew by every process, NUMBA_CACHE_DIR names another folder for them", error)
+
+
 _lock = threading.Lock()
-_forked = False
 
 
-def _after_fork() -> None:
-    global _forked
-    _forked = True
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-def is_usable() -> bool:
-    """Whether kernels may run in this process: OpenMP's threads do not survive a fork."""
-    return not _forked
-
-
-def launch(function: Callable, *arguments: object) -> None:
+def launch(function: Any, *arguments: object) -> None:
     """Run a kernel on `torch.get_num_threads()` threads."""
-    if _forked:
-        raise RuntimeError('Numba kernels do not run in a forked process: use dynaconv.backend("reference") there')
     # One kernel uses every thread, so callers wait for each other; Numba's workqueue layer would abort on concurrency.
     with _lock:
         threads = torch.get_num_threads()
         numba.set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
-        function(*arguments)
+        try:
+            function(*arguments)
+        except Exception as error:
+            if isinstance(function._cache, NullCache):
+                raise
+            # Reading or writing the file may have failed, which nothing has run before.
+            _tell_of_cache(error)
+            function._cache = NullCache()
+            function(*arguments)
         # Numba sets the thread count of the shared pool when it starts.
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)

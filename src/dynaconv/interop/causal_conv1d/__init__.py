@@ -3,14 +3,15 @@
     out[b, d, t] = activation(sum_w weight[d, w] * x[b, d, t + w - (W - 1)] + bias[d])
 
 Tap order is ours, the last tap multiplies the current token. States are [N, D, S], oldest first.
+What mamba_ssm imports is in :mod:`.cpp_functions`; vLLM's form of the functions in :mod:`dynaconv.interop.vllm`.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.sequences import final_states, sequence_ends
-from ._arguments import check, count_sequences, short_conv
+from ...functional import check_rows
+from ...kernels.sequences import final_states, sequence_ends
+from .._arguments import check, count_sequences, separate_sequences, short_conv
 
 __all__ = [
     "causal_conv1d_fn", "causal_conv1d_update", "causal_conv1d_varlen_states", "export_state", "import_state",
@@ -73,7 +74,7 @@ def causal_conv1d_fn(
         check("seq_idx", seq_idx, "B T", x, integers=True, B=B, T=T)
         if return_final_states:
             raise ValueError("return_final_states must be False with seq_idx: a row has no single state; got True")
-        return _separate_sequences(tokens, weight, bias, activation, seq_idx, past).transpose(1, 2)
+        return separate_sequences(tokens, weight, bias, activation, seq_idx, past).transpose(1, 2)
     out = short_conv(tokens, weight, bias, activation, initial_state=past).transpose(1, 2)
     if not return_final_states:
         return out
@@ -81,11 +82,12 @@ def causal_conv1d_fn(
     return out, final if final_states_out is None else final_states_out.copy_(final)
 
 
+@torch.no_grad()
 def causal_conv1d_update(
     x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None,
     cache_seqlens: Tensor | None = None, conv_state_indices: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Causal depthwise convolution of the next token or tokens of streams, for inference.
+    """Causal depthwise convolution of the next token or tokens of streams, for inference: without gradients.
 
     Args:
         x: [B, D] or [B, D, T], floating point, any strides.
@@ -96,14 +98,15 @@ def causal_conv1d_update(
         cache_seqlens: [B], int32 or int64, the number of tokens before x. Makes `conv_state` a circular buffer: token
             t of a stream is in slot t % S. None: the last slot holds the newest token.
         conv_state_indices: [B], int32 or int64: the row of `conv_state` that belongs to each row of x. A negative one
-            marks a row of padding, whose output is 0 and which changes no state. None: row b belongs to row b.
+            marks a row of padding, whose output is 0 and which changes no state; the others are all different. None:
+            row b belongs to row b.
 
     Returns:
         out, of the shape and dtype of x.
 
     Raises:
         TypeError: an argument is not a tensor of the right kind, or on another device than x.
-        ValueError: shapes that do not agree, an unknown activation, or a gradient that is required of an argument.
+        ValueError: shapes that do not agree, an unknown activation, or indices that are not different rows.
     """
     single = isinstance(x, Tensor) and x.dim() == 2
     tokens = x[..., None] if single else x
@@ -113,14 +116,11 @@ def causal_conv1d_update(
     S = check("conv_state", conv_state, "M D S", x, M=M, D=D)[2]
     if S < W - 1:
         raise ValueError(f"conv_state must hold W - 1 = {W - 1} inputs or more; got {S}")
-    if torch.is_grad_enabled() and (x.requires_grad or conv_state.requires_grad or weight.requires_grad):
-        raise ValueError(
-            "conv_state is overwritten in place and carries no gradient: use it under torch.no_grad(), or train with "
-            "causal_conv1d_fn"
-        )
     for name, indices in {"cache_seqlens": cache_seqlens, "conv_state_indices": conv_state_indices}.items():
         if indices is not None:
             check(name, indices, "B", x, integers=True, B=B)
+    if conv_state_indices is not None:
+        check_rows("conv_state_indices", conv_state_indices, "conv_state", len(conv_state))
     tokens, state = tokens.transpose(1, 2), import_state(conv_state)
     if cache_seqlens is None:
         out = short_conv(tokens, weight, bias, activation, state=state, state_indices=conv_state_indices)
@@ -141,8 +141,8 @@ def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -
     """The last inputs of every sequence of a packed batch, to continue from with :func:`causal_conv1d_update`.
 
     Args:
-        x: [total tokens, D].
-        cu_seqlens: [N + 1], int32 or int64: 0, then the ends of the sequences, the last one the total.
+        x: [total tokens, D]; those behind the last sequence are padding.
+        cu_seqlens: [N + 1], int32 or int64: 0, then the ends of the sequences.
         state_len: S, the number of inputs to keep.
 
     Returns:
@@ -150,26 +150,12 @@ def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -
 
     Raises:
         TypeError: an argument is not a tensor of the right kind, or on another device than x.
-        ValueError: shapes that do not agree, lengths that do not go from 0 to the total, or a negative state_len.
+        ValueError: shapes that do not agree, ends that do not go from 0 to at most the total, or a negative state_len.
     """
     check("x", x, "T D")
     count_sequences(cu_seqlens, x)
     if state_len < 0:
         raise ValueError(f"state_len must be 0 or more; got {state_len}")
-    sequence_ends(cu_seqlens, len(x))
+    if not torch.compiler.is_compiling():
+        sequence_ends(cu_seqlens, len(x), padded=True)
     return export_state(final_states(x[None], None, state_len, cu_seqlens))
-
-
-def _separate_sequences(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, seq_idx: Tensor, past: Tensor | None
-) -> Tensor:
-    """The convolution of [B, T, D] with every run of equal `seq_idx` a sequence of its own."""
-    B, T, D = x.shape
-    opens = torch.ones_like(seq_idx, dtype=torch.bool)
-    opens[:, 1:] = seq_idx[:, 1:] != seq_idx[:, :-1]
-    row, token = opens.nonzero(as_tuple=True)
-    cu_seqlens = F.pad(row * T + token, (0, 1), value=B * T)
-    if past is not None:
-        past = past[row].masked_fill((token > 0)[:, None, None], 0)
-    out = short_conv(x.reshape(1, B * T, D), weight, bias, activation, cu_seqlens=cu_seqlens, initial_state=past)
-    return out.view(B, T, D).masked_fill((seq_idx < 0)[..., None], 0)

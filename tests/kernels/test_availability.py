@@ -1,0 +1,135 @@
+"""Where the CPU kernels cannot be kept, loaded or run: the same numbers without them, and one line that says so."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import dynaconv
+from dynaconv.kernels.availability import cpu_kernels_run
+
+from .test_integration import FILTERS, X
+
+pytestmark = pytest.mark.skipif(not cpu_kernels_run(), reason="needs the CPU kernels")
+
+SCRIPT = """
+import logging, sys
+logging.basicConfig(stream=sys.stdout, format="%(name)s: %(message)s")
+{before}
+import torch, dynaconv
+x, f = torch.arange(36.0).view(1, 9, 4).requires_grad_(), torch.tensor([[1.0, -2.0, 3.0]]).requires_grad_()
+for _ in range(2):
+    y = dynaconv.static_conv(x, f, bias=torch.ones(4), output_scale=0.5)
+    gradients = torch.autograd.grad(y.square().sum(), [x, f])
+with dynaconv.backend("reference"):
+    expected = dynaconv.static_conv(x, f, bias=torch.ones(4), output_scale=0.5)
+torch.testing.assert_close(y, expected)
+torch.testing.assert_close(gradients, torch.autograd.grad(expected.square().sum(), [x, f]))
+print("kernels" if "dynaconv.kernels.cpu.static" in sys.modules else "reference")
+"""
+
+
+def run(before="", **environment):
+    """What a process that computes a convolution twice says."""
+    command = [sys.executable, "-c", SCRIPT.format(before=before)]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    *lines, implementation = result.stdout.strip().splitlines()
+    return lines, implementation
+
+
+@pytest.mark.slow
+def test_no_folder_for_the_cache():
+    lines, implementation = run(
+        "import numba.core.caching as c\nc.CacheImpl._locator_classes = c.CacheImpl._locator_classes[:1]",
+        NUMBA_CACHE_DIR="/proc/none",
+    )
+    assert implementation == "kernels"
+    assert len(lines) == 1
+    assert "compiled anew by every process" in lines[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("suffix", "content"), [("nbi", b""), ("nbc", b"nonsense")])
+def test_a_broken_file_in_the_cache(tmp_path, suffix, content):
+    folder = tmp_path / "cache"
+    assert run(NUMBA_CACHE_DIR=str(folder)) == ([], "kernels")
+    files = list(folder.rglob(f"*.{suffix}"))
+    assert files
+    for file in files:
+        file.write_bytes(content)
+    lines, implementation = run(NUMBA_CACHE_DIR=str(folder))
+    assert len(lines) == 1
+    assert "compiled anew by every process" in lines[0]
+    assert implementation == "kernels"
+
+
+@pytest.mark.slow
+def test_a_full_disk(tmp_path):
+    full = "import numba.core.caching as c\ndef save(*_): raise OSError(28, 'No space left')\nc.IndexDataCacheFile.save = save"
+    lines, implementation = run(full, NUMBA_CACHE_DIR=str(tmp_path))
+    assert len(lines) == 1
+    assert lines[0].endswith("OSError: [Errno 28] No space left")
+    assert implementation == "kernels"
+
+
+def test_without_a_compiler():
+    assert run(NUMBA_DISABLE_JIT="1") == (
+        [
+            "dynaconv: The CPU kernels do not load, plain PyTorch takes their place, which is slower: ImportError: "
+            "NUMBA_DISABLE_JIT is set"
+        ],
+        "reference",
+    )
+
+
+@pytest.mark.parametrize("error", ["ImportError", "SystemError"])
+def test_a_broken_numba(tmp_path, error):
+    (tmp_path / "numba.py").write_text(f"raise {error}('numba needs\\nanother numpy')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    lines, implementation = run(PYTHONPATH=path)
+    assert len(lines) == 1
+    assert lines[0].endswith(f"{error}: numba needs another numpy")
+    assert implementation == "reference"
+
+
+def in_a_child(function):
+    """Whether the function is true in a forked child; OpenMP's threads do not survive the fork."""
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.set_num_threads(1)
+            os._exit(0 if function() else 1)
+        finally:
+            os._exit(2)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def close(actual, expected):
+    return all(torch.allclose(a, e, rtol=1e-4, atol=1e-4) for a, e in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", FILTERS)
+def test_a_graph_of_the_parent_in_a_forked_child(kind):
+    leaves = [tensor.clone().requires_grad_() for tensor in (X, *FILTERS[kind])]
+    state, bias = torch.randn(2, 3, 12, requires_grad=True), torch.randn(12, requires_grad=True)
+    leaves += [state, bias]
+    operator = getattr(dynaconv, f"{kind}_conv")
+    y = operator(*leaves[:-2], initial_state=state, bias=bias, activation="silu", residual=True)
+    assert "dynaconv" in str(y.grad_fn)
+    expected = torch.autograd.grad(y.square().sum(), leaves, retain_graph=True)
+    assert in_a_child(lambda: close(torch.autograd.grad(y.square().sum(), leaves), expected))
+
+
+def test_a_function_compiled_by_the_parent_in_a_forked_child():
+    torch._dynamo.reset()
+    x, filters = X.clone().requires_grad_(), FILTERS["dynamic"][0].clone().requires_grad_()
+    compiled = torch.compile(lambda x, f: dynaconv.dynamic_conv(x, f, activation="silu"), backend="aot_eager")
+
+    def gradients():
+        return torch.autograd.grad(compiled(x, filters).square().sum(), [x, filters])
+
+    expected = gradients()
+    assert in_a_child(lambda: close(gradients(), expected))
