@@ -71,7 +71,8 @@ def no_deprecated_names(caplog):
     """transformers logs some deprecations instead of warning of them."""
     yield
     logged = [record.getMessage() for record in caplog.get_records("call") if record.name.startswith("transformers")]
-    assert not [message for message in logged if "deprecated" in message]
+    own = "Passing `generation_config` together"  # its assisted decoding calls its own generate() so
+    assert not [message for message in logged if "deprecated" in message and not message.startswith(own)]
 
 
 @pytest.fixture(scope="session")

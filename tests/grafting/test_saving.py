@@ -18,7 +18,7 @@ def test_saved_and_loaded_in_a_new_process(tmp_path):
     for family in families:
         grafted(family, "all_linear").save_pretrained(tmp_path / family)
     code = (
-        "import sys, torch, dynaconv\nids = torch.load('ids.pt')\n"
+        f"import sys, torch, dynaconv\ntorch.set_num_threads({torch.get_num_threads()})\nids = torch.load('ids.pt')\n"
         "torch.save([dynaconv.from_pretrained(name).eval()(ids).logits for name in sys.argv[1:]], 'logits.pt')"
     )
     subprocess.run([sys.executable, "-c", code, *families], check=True, cwd=tmp_path)
