@@ -214,7 +214,7 @@ class ConvStateLayer(ConvolvedLayer, TokenCounter):
         self.static = static
 
     @property
-    def is_compileable(self) -> bool:
+    def is_compileable(self) -> bool:  # pyrefly: ignore [bad-override]
         """As the other layers of its cache."""
         return self.static and not self.record_past
 
