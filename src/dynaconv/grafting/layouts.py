@@ -94,6 +94,7 @@ _LAYOUTS: dict[tuple[str, str], Callable[[Any, int], Fusion]] = {
     ("phi3", "qkv_proj"): _concatenated,
     ("phi4_multimodal", "qkv_proj"): _concatenated,
     ("mpt", "Wqkv"): _concatenated,
+    ("modernbert", "Wqkv"): _concatenated,
     ("dbrx", "Wqkv"): _dbrx,
     ("bloom", "query_key_value"): _per_head,
     ("gpt_neox", "query_key_value"): _per_head,

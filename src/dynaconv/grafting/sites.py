@@ -18,6 +18,7 @@ _SEPARATE = (
     ("query_proj", "key_proj", "value_proj"),
     ("project_q", "project_k", "project_v"),
     ("Wq", "Wk", "Wv"),
+    ("q_lin", "k_lin", "v_lin"),
     ("q", "k", "v"),
 )
 # Multi-head latent attention (DeepSeek-V2): queries, and keys with values, behind their compression.
