@@ -9,10 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 # Before transformers is imported anywhere: tests run offline.
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false")
-torch.set_num_threads(2)
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS == 1:
+    torch.set_num_threads(2)
+else:  # more threads than cores take many times as long; the variable is for processes that tests start
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 NUMBERS = {"zwei": "two", "drei": "three", "vier": "four", "fünf": "five"}
 COLOURS = {"rote": "red", "blaue": "blue", "grüne": "green", "weiße": "white"}
@@ -67,17 +73,27 @@ def run_cli(*arguments: object, cache: Path, **options) -> subprocess.CompletedP
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+def session_folder(tmp_path_factory) -> Path:
+    """A folder of this test session, the same for all of its workers."""
+    base = tmp_path_factory.getbasetemp()
+    return base if WORKERS == 1 else base.parent
 
 
 @pytest.fixture(scope="session")
-def toy_run(tmp_path_factory, cache) -> Path:
-    """The run folder of a model that has learned the toy language pair."""
-    folder = tmp_path_factory.mktemp("toy")
-    recipe = write_recipe(folder)
-    result = run_cli("train", recipe, "--output", folder / "run", cache=cache)
-    assert result.returncode == 0, result.stderr[-2000:]
+def cache(session_folder) -> Path:
+    return session_folder / "cache"
+
+
+@pytest.fixture(scope="session")
+def toy_run(session_folder, cache) -> Path:
+    """The run folder of a model that has learned the toy language pair; one worker trains it, the others wait."""
+    folder = session_folder / "toy"
+    with FileLock(session_folder / "toy.lock"):
+        if not folder.is_dir():
+            folder.mkdir()
+            recipe = write_recipe(folder)
+            result = run_cli("train", recipe, "--output", folder / "run", cache=cache)
+            assert result.returncode == 0, result.stderr[-2000:]
     return folder / "run"
 
 

@@ -18,7 +18,12 @@ SHAPE = (1, 64, 64)
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     output = tmp_path_factory.mktemp("bench") / "operators.json"
-    main(["bench", "cpu", "--shape", *map(str, SHAPE), "--rounds", "1", "--no-startup", "--output", str(output)])
+    threads = torch.get_num_threads()
+    options = ["--rounds", "1", "--threads", "2", "--no-startup", "--output", str(output)]
+    try:
+        main(["bench", "cpu", "--shape", *map(str, SHAPE), *options])
+    finally:
+        torch.set_num_threads(threads)
     return output
 
 
