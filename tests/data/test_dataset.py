@@ -1,5 +1,6 @@
 """Prepared corpora and their cache."""
 
+import json
 import os
 import pickle
 import signal
@@ -9,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from dynaconv.data import DataConfig, TokenizerConfig, prepare
+from dynaconv.data import DataConfig, TokenizerConfig, debian, prepare
 from dynaconv.data import dataset as dataset_module
 from tests.conftest import toy_pairs, write_tsv
 
@@ -66,6 +67,78 @@ def test_any_change_of_input_prepares_again(tmp_path, config):
     os.utime(config.train, ns=(1, 1))
     prepare(config, VOCABULARY, tmp_path)
     assert len(prepared(tmp_path)) == 4
+
+
+def write_dataset(path, pairs):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list([{"de": de, "en": en} for de, en in pairs]).save_to_disk(path)
+
+
+def write_rows(path, pairs):
+    rows = [json.dumps({"de": de, "en": en}) for de, en in pairs]
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def write_text(folder, pairs):
+    for side, language in enumerate(("de", "en")):
+        (folder / f"news.{language}").write_text("".join(pair[side] + "\n" for pair in pairs), encoding="utf-8")
+
+
+def write_folder(folder, pairs, config):
+    """A dataset whose README names a configuration and where its files lie."""
+    (folder / "deep").mkdir(parents=True, exist_ok=True)
+    header = f"configs:\n- config_name: {config}\n  data_files: deep/*.jsonl\n"
+    (folder / "README.md").write_text(f"---\n{header}---\n", encoding="utf-8")
+    write_rows(folder / "deep" / "rows.jsonl", pairs)
+
+
+def write_descriptions(folder, pairs):
+    (folder / "debian").mkdir(exist_ok=True)
+    path = folder / "debian" / f"descriptions-{debian._ALIGNMENT}.de-en.json"
+    path.write_text(json.dumps(pairs), encoding="utf-8")
+
+
+SOURCES = {
+    "tsv": ("tsv", "train.tsv", lambda folder, pairs: write_tsv(folder / "train.tsv", pairs)),
+    "tsv named as a dataset would be": ("tsv", "a@b:c", lambda folder, pairs: write_tsv(folder / "a@b:c", pairs)),
+    "text": ("text", "news", write_text),
+    "huggingface file": ("huggingface", "rows.jsonl@train", lambda folder, pairs: write_rows(folder / "rows.jsonl", pairs)),
+    "huggingface saved": ("huggingface", "saved", lambda folder, pairs: write_dataset(folder / "saved", pairs)),
+    "huggingface folder": ("huggingface", "folder", lambda folder, pairs: write_folder(folder / "folder", pairs, "default")),
+    "huggingface folder with a configuration": (
+        "huggingface", "folder:de-en@train", lambda folder, pairs: write_folder(folder / "folder", pairs, "de-en"),
+    ),
+    "debian": ("debian", None, write_descriptions),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_change_of_the_files_of_any_source_prepares_again(tmp_path, monkeypatch, source):
+    if source.startswith("huggingface"):
+        datasets = pytest.importorskip("datasets")
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+        datasets.disable_progress_bars()
+    kind, name, write = SOURCES[source]
+    config = DataConfig(format=kind, train=name and str(tmp_path / name), valid_size=5, test_size=5)
+    before, after = toy_pairs(60), toy_pairs(60, seed=1)
+    write(tmp_path, before)
+    first = prepare(config, VOCABULARY, tmp_path)
+    assert prepare(config, VOCABULARY, tmp_path).directory == first.directory
+    write(tmp_path, after)
+    second = prepare(config, VOCABULARY, tmp_path)
+    for corpus, pairs in ((first, before), (second, after)):
+        assert {pair for text in corpus.text.values() for pair in zip(*text, strict=True)} <= set(pairs)
+    assert len(prepared(tmp_path)) == 2
+
+
+def test_held_out_files_count_too(tmp_path, config):
+    config.valid = str(write_tsv(tmp_path / "valid.tsv", toy_pairs(10, seed=2)))
+    config.test = str(write_tsv(tmp_path / "test.tsv", toy_pairs(10, seed=3)))
+    prepare(config, VOCABULARY, tmp_path)
+    for path in (config.valid, config.test):
+        os.utime(path, ns=(1, 1))
+        prepare(config, VOCABULARY, tmp_path)
+    assert len(prepared(tmp_path)) == 3
 
 
 def test_default_cache(tmp_path, monkeypatch):

@@ -43,6 +43,7 @@ def load_parallel(config: DataConfig, cache_dir: Path | None = None) -> dict[str
         FileNotFoundError: no such file.
         RuntimeError: a download failed.
     """
+    _check_train(config)
     train = _clean(_read_train(config, cache_dir), config)
     given = {
         split: ParallelText(*map(_normalize, read_parallel(spec, config)))
@@ -89,6 +90,29 @@ def read_parallel(spec: str, config: DataConfig) -> ParallelText:
     return _read_tsv(Path(spec), config.source_column, config.target_column)
 
 
+def source_files(config: DataConfig, cache_dir: Path | None = None) -> list[Path]:
+    """The files that :func:`load_parallel` reads, also where one does not exist; none for a dataset on the hub.
+
+    Debian's package descriptions are fetched by it, since they are a file from then on.
+
+    Args:
+        config: the text.
+        cache_dir: of downloads; None: :func:`dynaconv.data.dataset.cache_directory`.
+
+    Raises:
+        ValueError: the configuration names no text, or text that is not offered.
+        RuntimeError: a download failed.
+    """
+    _check_train(config)
+    given = [spec for spec in (config.valid, config.test) if spec is not None]
+    if config.train is not None:
+        return [path for spec in (config.train, *given) for path in _files(spec, config)]
+    from .debian import description_files
+
+    train = description_files(config.source_lang, config.target_lang, _debian_folder(cache_dir))
+    return train + [path for spec in given for path in _files(spec, config)]
+
+
 def existing_file(path: Path) -> Path:
     """The same path.
 
@@ -100,23 +124,46 @@ def existing_file(path: Path) -> Path:
     return path
 
 
-def _read_train(config: DataConfig, cache_dir: Path | None) -> ParallelText:
-    if config.format != "debian":
-        if config.train is None:
-            raise ValueError(f"data.train must be given for data.format {config.format}")
-        return read_parallel(config.train, config)
-    if config.train is not None:
+def _check_train(config: DataConfig) -> None:
+    if config.format != "debian" and config.train is None:
+        raise ValueError(f"data.train must be given for data.format {config.format}")
+    if config.format == "debian" and config.train is not None:
         raise ValueError(
             f"data.format debian reads no data.train, got {config.train}: set data.format to tsv, or remove it"
         )
-    from .dataset import cache_directory
+
+
+def _read_train(config: DataConfig, cache_dir: Path | None) -> ParallelText:
+    if config.train is not None:
+        return read_parallel(config.train, config)
     from .debian import read_descriptions
 
-    return read_descriptions(config.source_lang, config.target_lang, (cache_dir or cache_directory()) / "debian")
+    return read_descriptions(config.source_lang, config.target_lang, _debian_folder(cache_dir))
+
+
+def _debian_folder(cache_dir: Path | None) -> Path:
+    from .dataset import cache_directory
+
+    return (cache_dir or cache_directory()) / "debian"
+
+
+def _files(spec: str, config: DataConfig) -> list[Path]:
+    """What `read_parallel` reads."""
+    if config.format == "huggingface":
+        from .huggingface import dataset_files
+
+        return dataset_files(spec)
+    if config.format == "text":
+        return _text_files(spec, config)
+    return [Path(spec)]
+
+
+def _text_files(prefix: str, config: DataConfig) -> list[Path]:
+    return [Path(f"{prefix}.{language}") for language in (config.source_lang, config.target_lang)]
 
 
 def _read_text(prefix: str, config: DataConfig) -> ParallelText:
-    paths = [Path(f"{prefix}.{language}") for language in (config.source_lang, config.target_lang)]
+    paths = _text_files(prefix, config)
     source, target = ([line for _, line in _lines(path)] for path in paths)
     if len(source) != len(target):
         raise ValueError(

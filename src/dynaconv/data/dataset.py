@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from .config import DataConfig, TokenizerConfig
-from .corpus import ParallelText, load_parallel
+from .corpus import ParallelText, load_parallel, source_files
 from .tokenizer import load_tokenizers, save_tokenizers, train_tokenizers
 
 logger = logging.getLogger("dynaconv")
@@ -103,7 +103,7 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, cache_dir: Path | None
         RuntimeError: a download failed.
     """
     cache_dir = cache_dir or cache_directory()
-    final = cache_dir / "prepared" / _fingerprint(data, tokenizer)
+    final = cache_dir / "prepared" / _fingerprint(data, tokenizer, cache_dir)
     if not final.is_dir():
         final.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(cache_dir / f"{final.name}.lock"):
@@ -129,16 +129,12 @@ def _publish(data: DataConfig, tokenizer: TokenizerConfig, cache_dir: Path, fina
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def _fingerprint(data: DataConfig, tokenizer: TokenizerConfig) -> str:
+def _fingerprint(data: DataConfig, tokenizer: TokenizerConfig, cache_dir: Path) -> str:
     files = []
-    for spec in filter(None, (data.train, data.valid, data.test)):
-        for path in map(
-            Path, (spec, f"{spec}.{data.source_lang}", f"{spec}.{data.target_lang}", spec.partition("@")[0])
-        ):
-            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                if file.is_file():
-                    stat = file.stat()
-                    files.append([str(file.resolve()), stat.st_size, stat.st_mtime_ns])
+    for path in sorted(source_files(data, cache_dir)):
+        if path.is_file():
+            stat = path.stat()
+            files.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
     key = [_FORMAT, dataclasses.asdict(data), dataclasses.asdict(tokenizer), files]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
 

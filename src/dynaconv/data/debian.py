@@ -56,6 +56,14 @@ def read_descriptions(source_lang: str, target_lang: str, cache: Path) -> Parall
         ValueError: languages that are not offered, or no Debian system.
         RuntimeError: `apt-get` failed; the message is its own.
     """
+    (stored,) = description_files(source_lang, target_lang, cache)
+    pairs = json.loads(stored.read_text(encoding="utf-8"))
+    foreign, english = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    return ParallelText(english, foreign) if source_lang == "en" else ParallelText(foreign, english)
+
+
+def description_files(source_lang: str, target_lang: str, cache: Path) -> list[Path]:
+    """The file that `read_descriptions` reads, downloaded and aligned where it is not there; it raises the same."""
     other = target_lang if source_lang == "en" else source_lang
     if "en" not in (source_lang, target_lang) or other not in LANGUAGES:
         raise ValueError(f"data.format debian pairs en with {', '.join(LANGUAGES)}; got {source_lang}-{target_lang}")
@@ -69,9 +77,7 @@ def read_descriptions(source_lang: str, target_lang: str, cache: Path) -> Parall
                 partial = Path(directory, stored.name)
                 partial.write_text(json.dumps(pairs, ensure_ascii=False), encoding="utf-8")
                 partial.rename(stored)
-    pairs = json.loads(stored.read_text(encoding="utf-8"))
-    foreign, english = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    return ParallelText(english, foreign) if source_lang == "en" else ParallelText(foreign, english)
+    return [stored]
 
 
 def align_descriptions(foreign: list[Path], english: list[Path], language: str) -> list[tuple[str, str]]:

@@ -1,11 +1,20 @@
 """Parallel text from Hugging Face `datasets`: the hub, a saved dataset, or local files."""
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .corpus import ParallelText, existing_file
 
 _FILE_KINDS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+class _Spec(NamedTuple):
+    """NAME[:CONFIG][@SPLIT]."""
+
+    name: str
+    config: str | None
+    split: str
 
 
 def read_dataset(spec: str, source_lang: str, target_lang: str) -> ParallelText:
@@ -26,12 +35,11 @@ def read_dataset(spec: str, source_lang: str, target_lang: str) -> ParallelText:
     except ImportError:
         message = 'data.format huggingface needs the datasets package: pip install "dynaconv[datasets]"'
         raise ValueError(message) from None
-    name, _, split = spec.partition("@")
-    split = split or "train"
+    parsed = _parse(spec)
     try:
-        rows = _load(datasets, name, split)
+        rows = _load(datasets, parsed)
     except KeyError:
-        raise ValueError(f"dataset {spec} has no split {split}: name one as NAME@SPLIT") from None
+        raise ValueError(f"dataset {spec} has no split {parsed.split}: name one as NAME@SPLIT") from None
     except FileNotFoundError:
         raise
     except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
@@ -52,14 +60,30 @@ def read_dataset(spec: str, source_lang: str, target_lang: str) -> ParallelText:
     return ParallelText(*([line or "" for line in columns[language]] for language in (source_lang, target_lang)))
 
 
-def _load(datasets: Any, name: str, split: str) -> Any:
-    name, _, subset = name.partition(":")
-    path = Path(name)
+def dataset_files(spec: str) -> list[Path]:
+    """The files of a dataset on this machine, all those of a folder; none for a dataset on the hub."""
+    path = Path(_parse(spec).name)
+    if path.suffix in _FILE_KINDS:
+        return [path]
+    # As datasets does, into folders that are symbolic links too.
+    return [Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names]
+
+
+def _parse(spec: str) -> _Spec:
+    name, _, split = spec.partition("@")
+    name, _, config = name.partition(":")
+    return _Spec(name, config or None, split or "train")
+
+
+def _load(datasets: Any, spec: _Spec) -> Any:
+    path = Path(spec.name)
     kind = _FILE_KINDS.get(path.suffix)
     if kind:
-        return datasets.load_dataset(kind, data_files=str(existing_file(path)), split=split)
+        return datasets.load_dataset(kind, data_files=str(existing_file(path)), split=spec.split)
     if (path / "dataset_dict.json").is_file():
-        return datasets.load_from_disk(name)[split]
+        return datasets.load_from_disk(spec.name)[spec.split]
     if (path / "state.json").is_file():
-        return datasets.load_from_disk(name)
-    return datasets.load_dataset(name, subset or None, split=split)
+        return datasets.load_from_disk(spec.name)
+    # The cache of datasets does not notice that a file in a folder has changed.
+    mode = "force_redownload" if path.is_dir() else None
+    return datasets.load_dataset(spec.name, spec.config, split=spec.split, download_mode=mode)
