@@ -14,9 +14,11 @@ from filelock import FileLock
 # Before transformers is imported anywhere: tests run offline.
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false")
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-torch.set_num_threads(2 if WORKERS == 1 else 1)  # two workers with two threads each spin against each other
-if WORKERS > 1:
-    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+if WORKERS == 1:
+    torch.set_num_threads(2)
+else:  # more threads than cores take many times as long; the variable is for processes that tests start
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 NUMBERS = {"zwei": "two", "drei": "three", "vier": "four", "fünf": "five"}
 COLOURS = {"rote": "red", "blaue": "blue", "grüne": "green", "weiße": "white"}

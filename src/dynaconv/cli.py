@@ -13,15 +13,14 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f'dynaconv: error: {missing}: pip install "dynaconv[train]"')
 
-from . import __version__
-
 
 @dataclass
 class Translate:
     """Translate lines of text, from files or standard input to standard output.
 
     Every line of input gives one line of output, in order; with --nbest N it gives N lines of line number, score and
-    translation, separated by tabs. Progress and speed go to standard error.
+    translation, separated by tabs. Lines are written as soon as they are complete, and those that are being typed are
+    answered after a pause; what has been written when it is interrupted stays. Progress and speed go to standard error.
 
     Example: echo "Dieses Paket enthält die Dokumentation." | dynaconv translate runs/demo
     """
@@ -140,7 +139,9 @@ def main(arguments: list[str] | None = None) -> None:
         if command in ("-h", "--help"):
             print(_usage())
         elif command == "--version":
-            print(f"dynaconv {__version__}")
+            from .tasks.versions import describe_versions
+
+            print(describe_versions())
         elif command in _COMMANDS:
             runners = {"train": _train, "translate": _translate, "evaluate": _evaluate, "data": _data, "bench": _bench}
             runners[command](arguments[1:])
@@ -169,6 +170,7 @@ def _usage() -> str:
     return (
         f"usage: dynaconv COMMAND ...\n\n{commands}\n\n"
         "dynaconv COMMAND --help explains a command and shows an example.\n"
+        "dynaconv --version shows the versions of dynaconv and of what it works with.\n"
         "DYNACONV_TRACEBACK=1 shows where an error came from."
     )
 

@@ -48,7 +48,7 @@ def test_what_is_wrong_is_found(monkeypatch):
         assert graft_hosts.try_type("llama", "all_linear").failed.keys() == {"beams"}
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize("placement", ["qkv", "all_linear"])
 def test_all_types(placement):
     """Minutes; `python benchmarks/graft_hosts.py` writes the table."""

@@ -7,7 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from dynaconv import cli
+from dynaconv.tasks import versions
 from dynaconv.tasks.translation.evaluation import score
 from dynaconv.tasks.translation.translator import Translator, _batches
 
@@ -61,8 +64,6 @@ def test_nbest(toy_run):
 
 def test_scores_are_log_probabilities_per_token(translator):
     """Beam search over one beam is greedy search; its score is the mean log-probability, as teacher forcing gives it."""
-    import torch
-
     line = toy_pairs(1, seed=8)[0][0]
     [[best]] = translator.translate([line], beams=1)
     ids = torch.tensor([translator.source_tokenizer(line)["input_ids"]])
@@ -152,4 +153,22 @@ def test_help_shows_an_example(command, cache):
 
 def test_usage(cache):
     assert "dynaconv COMMAND --help" in run_cli(cache=cache).stdout
-    assert run_cli("--version", cache=cache).stdout.startswith("dynaconv 0.")
+
+
+def test_versions_without_importing(cache):
+    code = (
+        "import sys; from dynaconv import cli; cli.main(['--version']);"
+        "print({'torch', 'transformers', 'numba'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *lines, imported = result.stdout.splitlines()
+    names = ["dynaconv", "python", "torch", "transformers", "tokenizers", "accelerate", "numba", "triton"]
+    assert [line.split(" ", 1)[0] for line in lines] == names
+    assert f"torch {torch.__version__}" in lines
+    assert imported == "set()"
+
+
+def test_versions_of_what_is_not_installed(monkeypatch, capsys):
+    monkeypatch.setattr(versions, "_PACKAGES", ("torch", "no-such-package"))
+    cli.main(["--version"])
+    assert "no-such-package not installed" in capsys.readouterr().out.splitlines()

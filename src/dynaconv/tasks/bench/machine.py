@@ -4,13 +4,14 @@ import os
 import platform
 import shutil
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import dynaconv
+
+from ..versions import installed
 
 _PACKAGES = ("torch", "triton", "numba", "numpy", "causal-conv1d", "flash-linear-attention")
 
@@ -25,7 +26,7 @@ def describe() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "dynaconv": dynaconv.__version__,
-        **{name: version for name in _PACKAGES if (version := _version(name))},
+        **{name: version for name in _PACKAGES if (version := installed(name))},
     }
 
 
@@ -55,10 +56,3 @@ def _driver() -> str | None:
     command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
     lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()  # noqa: S603
     return lines[0].strip() if lines else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -2,14 +2,19 @@
 
 import json
 import logging
+import os
+import select
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ...data.config import DataConfig
 from ...data.corpus import read_parallel
@@ -21,15 +26,23 @@ logger = logging.getLogger("dynaconv")
 
 
 def translate_files(model: Path, files: Sequence[Path], *, nbest: int, device: str | None, **options: Any) -> None:
-    """Translate the lines of files, or of standard input, to standard output; see `Translator.translate`."""
+    """Translate the lines of files, or of standard input, to standard output; see `Translator.stream`.
+
+    Lines are written as soon as they are complete, so that an interruption leaves a prefix of the output.
+    """
     translator = Translator.from_pretrained(model, device)
-    lines = list(_read_lines(files))
-    started = time.perf_counter()
-    for number, hypotheses in enumerate(translator.translate(lines, nbest=nbest, progress=True, **options), 1):
-        for text, score in hypotheses:
-            print(text if nbest == 1 else f"{number}\t{score:.4f}\t{text}")
+    started, number = time.perf_counter(), 0
+    with logging_redirect_tqdm():
+        lines, total = _read_lines(files), _count_lines(files)
+        for window in translator.stream(lines, nbest=nbest, progress=True, total=total, **options):
+            with tqdm.external_write_mode():
+                for hypotheses in window:
+                    number += 1
+                    for text, score in hypotheses:
+                        # Flushed one by one: a pipe takes a line whole or, interrupted, not at all.
+                        print(text if nbest == 1 else f"{number}\t{score:.4f}\t{text}", flush=True)
     seconds = time.perf_counter() - started
-    logger.info("%d lines in %.1f s: %.1f sentences/s", len(lines), seconds, len(lines) / max(seconds, 1e-9))
+    logger.info("%d lines in %.1f s: %.1f sentences/s", number, seconds, number / max(seconds, 1e-9))
 
 
 def recipe_of(model: Path) -> Recipe | None:
@@ -90,14 +103,56 @@ def describe_corpus(recipe: Recipe) -> None:
         console.print(f"{recipe.data.source_lang}  {source}\n{recipe.data.target_lang}  {target}\n", markup=False)
 
 
-def _read_lines(files: Sequence[Path]) -> Iterator[str]:
-    """Lines of files or standard input; bytes that are not UTF-8 are replaced, with a warning."""
+def _count_lines(files: Sequence[Path]) -> int | None:
+    """How many lines there are; None where they can be read only once, from standard input or a pipe."""
+    if not files or not all(path.is_file() for path in files):
+        return None
+    count = 0
+    for path in files:
+        with path.open("rb") as stream:
+            count += sum(1 for _ in stream)
+    return count
+
+
+def _read_lines(files: Sequence[Path]) -> Iterator[str | None]:
+    """Lines of files or standard input, None where more are to come but not yet.
+
+    Bytes that are not UTF-8 are left out, with a warning.
+    """
     if not files and sys.stdin.isatty():
         logger.info("reading standard input, one sentence per line; end with Ctrl-D")
-    for name, stream in [(str(f), f.open("rb")) for f in files] or [("standard input", sys.stdin.buffer)]:
-        with stream:
-            for number, raw in enumerate(stream, 1):
+    with ExitStack() as stack:
+        sources: list[tuple[str, Iterable[bytes | None]]] = [
+            (str(path), stack.enter_context(path.open("rb"))) for path in files
+        ]
+        for name, stream in sources or [("standard input", _arriving_lines(sys.stdin.fileno()))]:
+            number = 0
+            for raw in stream:
+                if raw is None:
+                    yield None
+                    continue
+                number += 1
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8", errors="replace").rstrip("\r\n")
                 if "\ufffd" in line and "\ufffd".encode() not in raw:
                     logger.warning("%s, line %d: not valid UTF-8, undecodable bytes are ignored", name, number)
                 yield line.replace("\ufffd", "")
+
+
+def _arriving_lines(descriptor: int) -> Iterator[bytes | None]:
+    """Lines of a file, a pipe or a terminal; None where none has come for a tenth of a second."""
+    rest: list[bytes] = []
+    while True:
+        # Windows waits for sockets only.
+        if os.name == "posix" and not select.select([descriptor], [], [], 0.1)[0]:
+            yield None
+            select.select([descriptor], [], [])
+        chunk = os.read(descriptor, 1 << 16)
+        if not chunk:
+            break
+        *lines, last = chunk.split(b"\n")
+        for line in lines:
+            yield b"".join([*rest, line])
+            rest = []
+        rest.append(last)
+    if any(rest):
+        yield b"".join(rest)

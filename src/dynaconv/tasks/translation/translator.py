@@ -2,7 +2,9 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from ...data.tokenizer import load_tokenizers
 logger = logging.getLogger("dynaconv")
 
 PIECE_TOKENS = 256  # a longer line is translated in pieces: models are trained on sentences
+WINDOW_BATCHES = 16  # of lines that `Translator.stream` sorts by length
 
 
 class Hypothesis(NamedTuple):
@@ -24,6 +27,23 @@ class Hypothesis(NamedTuple):
 
     text: str
     score: float
+
+
+@dataclass(frozen=True)
+class _Search:
+    beams: int
+    length_penalty: float
+    nbest: int
+    max_tokens: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.nbest <= self.beams:
+            raise ValueError(f"nbest must be in 1..beams; got nbest = {self.nbest}, beams = {self.beams}")
+
+    @property
+    def batch_tokens(self) -> int:
+        """Source tokens of a batch."""
+        return self.max_tokens // self.beams
 
 
 class Translator:
@@ -92,24 +112,51 @@ class Translator:
         Raises:
             ValueError: fewer beams than translations wanted.
         """
-        if not 1 <= nbest <= beams:
-            raise ValueError(f"nbest must be in 1..beams; got nbest = {nbest}, beams = {beams}")
-        pieces: list[list[int]] = []
-        owners: list[int] = []
-        for number, line in enumerate(lines):
-            for piece in self._encode(line, number + 1):
-                pieces.append(piece)
-                owners.append(number)
-        results: list[list[list[Hypothesis]]] = [[] for _ in lines]
-        done: dict[int, list[Hypothesis]] = {}
-        with tqdm(total=len(pieces), unit="sentence", disable=not progress) as bar:
-            for batch in _batches([len(piece) for piece in pieces], max_tokens // beams):
-                found = self._search([pieces[i] for i in batch], beams, length_penalty, nbest)
-                done.update(zip(batch, found, strict=True))
-                bar.update(len(batch))
-        for i, owner in enumerate(owners):
-            results[owner].append(done[i])
-        return [_join(parts, nbest) for parts in results]
+        search = _Search(beams, length_penalty, nbest, max_tokens)
+        with tqdm(total=len(lines), unit="line", disable=not progress) as bar:
+            return self._translate([self._encode(line, number) for number, line in enumerate(lines, 1)], search, bar)
+
+    def stream(
+        self,
+        lines: Iterable[str | None],
+        *,
+        beams: int = 4,
+        length_penalty: float = 1.0,
+        nbest: int = 1,
+        max_tokens: int = 4000,
+        progress: bool = False,
+        total: int | None = None,
+    ) -> Iterator[list[list[Hypothesis]]]:
+        """What `translate` returns, in parts: the translations of the next lines as soon as they are complete.
+
+        Lines are sorted by length within windows of 16 batches, and no more than a window of them is read ahead.
+
+        Args:
+            lines: source text, read as needed; None: nothing more for now, translate what has come.
+            beams: as in `translate`, like all options up to `progress`.
+            length_penalty: the same.
+            nbest: the same.
+            max_tokens: the same.
+            progress: the same.
+            total: how many lines there are, for the progress bar; None: not known.
+
+        Raises:
+            ValueError: fewer beams than translations wanted.
+        """
+        search = _Search(beams, length_penalty, nbest, max_tokens)
+        window: list[list[list[int]]] = []
+        tokens = number = 0
+        with tqdm(total=total, unit="line", disable=not progress) as bar:
+            for line in lines:
+                if line is not None:
+                    number += 1
+                    window.append(self._encode(line, number))
+                    tokens += 1 + sum(map(len, window[-1]))
+                if window and (line is None or tokens >= WINDOW_BATCHES * search.batch_tokens):
+                    yield self._translate(window, search, bar)
+                    window, tokens = [], 0
+            if window:
+                yield self._translate(window, search, bar)
 
     def translate_distributed(self, lines: Sequence[str]) -> list[str]:
         """Greedy translations, each process of a distributed run doing its share and all receiving everything."""
@@ -140,29 +187,44 @@ class Translator:
         logger.warning("line %d: %d tokens, translated in %d pieces", number, len(ids), len(pieces))
         return [[*piece, self.source_tokenizer.eos_token_id] for piece in pieces]
 
+    def _translate(self, lines: list[list[list[int]]], search: _Search, bar: tqdm) -> list[list[Hypothesis]]:
+        """Translations of lines in pieces."""
+        pieces = [piece for line in lines for piece in line]
+        owners = [number for number, line in enumerate(lines) for _ in line]
+        missing = [len(line) for line in lines]
+        found: list[list[Hypothesis]] = [[] for _ in pieces]
+        bar.update(missing.count(0))
+        for batch in _batches([len(piece) for piece in pieces], search.batch_tokens):
+            for i, hypotheses in zip(batch, self._search([pieces[i] for i in batch], search), strict=True):
+                found[i] = hypotheses
+                missing[owners[i]] -= 1
+                bar.update(missing[owners[i]] == 0)
+        parts = iter(found)
+        return [_join(list(islice(parts, len(line))), search.nbest) for line in lines]
+
     @torch.inference_mode()
-    def _search(self, batch: list[list[int]], beams: int, length_penalty: float, nbest: int) -> list[list[Hypothesis]]:
+    def _search(self, batch: list[list[int]], search: _Search) -> list[list[Hypothesis]]:
         padded = self.source_tokenizer.pad({"input_ids": batch}, return_tensors="pt").to(self.model.device)
         longest = max(map(len, batch))
         output = self.model.generate(
             **{name: padded[name] for name in ("input_ids", "attention_mask")},
-            num_beams=beams,
-            num_return_sequences=nbest,
-            length_penalty=length_penalty,
+            num_beams=search.beams,
+            num_return_sequences=search.nbest,
+            length_penalty=search.length_penalty,
             do_sample=False,
             max_new_tokens=min(2 * longest + 20, self.model.config.max_target_positions - 1),
             return_dict_in_generate=True,
             output_scores=True,
         )
         texts = self.target_tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
-        if beams > 1:
+        if search.beams > 1:
             scores = output.sequences_scores
         else:
             steps = self.model.compute_transition_scores(output.sequences, output.scores, normalize_logits=True)
             lengths = (output.sequences[:, 1:] != self.model.config.pad_token_id).sum(1)
-            scores = steps.masked_fill(steps.isinf(), 0).sum(1) / lengths**length_penalty
+            scores = steps.masked_fill(steps.isinf(), 0).sum(1) / lengths**search.length_penalty
         found = [Hypothesis(text, score) for text, score in zip(texts, scores.tolist(), strict=True)]
-        return [found[i : i + nbest] for i in range(0, len(found), nbest)]
+        return [found[i : i + search.nbest] for i in range(0, len(found), search.nbest)]
 
 
 def _batches(lengths: list[int], max_tokens: int) -> list[list[int]]:

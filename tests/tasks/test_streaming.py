@@ -1,0 +1,122 @@
+"""Translating much text: in windows, as it comes, until it is interrupted."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from dynaconv.tasks.translation import translator as module
+from dynaconv.tasks.translation.translator import Translator
+
+from ..conftest import toy_pairs
+
+LINES = [line for source, _ in toy_pairs(120, seed=9) for line in (source, "")]
+SMALL = ["--max-tokens", "40", "--beams", "2"]  # windows of 16 x 20 tokens
+
+
+@pytest.fixture(scope="module")
+def translator(toy_run):
+    return Translator.from_pretrained(toy_run, "cpu")
+
+
+def start(toy_run, *options, **pipes):
+    command = [sys.executable, "-m", "dynaconv", "translate", str(toy_run), "--device", "cpu", *map(str, options)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **pipes)
+
+
+@pytest.fixture(scope="module")
+def whole(toy_run, tmp_path_factory) -> list[str]:
+    path = tmp_path_factory.mktemp("text") / "lines.txt"
+    path.write_text("\n".join(LINES) + "\n", encoding="utf-8")
+    output, messages = start(toy_run, path, *SMALL).communicate(timeout=120)
+    assert f"{len(LINES)}/{len(LINES)}" in messages  # the progress bar knows how many lines a file has
+    return output.splitlines()
+
+
+def test_windows_change_nothing(translator, whole):
+    options = {"max_tokens": 40, "beams": 2, "nbest": 2}
+    expected = translator.translate(LINES, **options)
+    windows = list(translator.stream(LINES, **options))
+    assert len(windows) > 3
+    found = [hypotheses for window in windows for hypotheses in window]
+    assert [[h.text for h in hypotheses] for hypotheses in found] == [[h.text for h in row] for row in expected]
+    scores = [[h.score for h in hypotheses] for hypotheses in found]
+    assert scores == [pytest.approx([h.score for h in row], abs=1e-4) for row in expected]
+    assert whole == [row[0].text for row in expected]
+
+
+def test_no_more_than_a_window_is_read_ahead(translator):
+    read = []
+    lines = (read.append(line) or line for line in LINES)
+    done = 0
+    for window in translator.stream(lines, max_tokens=40, beams=2):
+        done += len(window)
+        assert len(read) == done  # nothing of the next window
+    assert done == len(LINES)
+    blank = translator.stream(("" for _ in range(10**9)), max_tokens=40, beams=2)
+    assert len(next(blank)) == module.WINDOW_BATCHES * 20
+
+
+def test_arguments_are_checked_before_anything_is_read(translator):
+    lines = (pytest.fail("read") for _ in range(1))
+    with pytest.raises(ValueError, match="nbest must be in 1..beams; got nbest = 3, beams = 2"):
+        next(translator.stream(lines, nbest=3, beams=2))
+
+
+@pytest.mark.parametrize("from_file", [True, False])
+def test_interrupted_after_the_first_lines(toy_run, tmp_path, whole, from_file):
+    """What was written is a prefix of the uninterrupted output, in whole lines."""
+    path = tmp_path / "lines.txt"
+    path.write_text("\n".join(LINES * 50) + "\n", encoding="utf-8")
+    with path.open() as stream:
+        process = start(toy_run, *[path][:from_file], *SMALL, stdin=stream)
+        first = "".join(process.stdout.readline() for _ in range(3))
+        process.send_signal(signal.SIGINT)
+        output, messages = process.communicate(timeout=60)
+    lines = (first + output).splitlines()
+    assert process.returncode == 130, messages
+    assert "interrupted" in messages
+    assert "Traceback" not in messages
+    assert (first + output).endswith("\n")
+    assert 3 <= len(lines) < len(LINES * 50)
+    assert lines == (whole * 50)[: len(lines)]
+
+
+def test_lines_that_are_typed_are_answered(toy_run, whole):
+    process = start(toy_run, *SMALL, stdin=subprocess.PIPE)
+    timer = threading.Timer(60, process.kill)  # instead of waiting forever where nothing is answered
+    timer.start()
+    for i in (0, 2):
+        process.stdin.write(LINES[i] + "\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == whole[i] + "\n"
+    output, messages = process.communicate(LINES[4])  # the last line has no end
+    timer.cancel()
+    assert output == whole[4] + "\n"
+    assert process.returncode == 0
+    assert "3 lines in" in messages
+
+
+@pytest.mark.parametrize("text", [b"", b"\n", b"a", b"a\nb", b"a\r\n\nb\n", b"x" * 200000 + b"\ny\n"])
+def test_lines_of_a_pipe(text):
+    from dynaconv.tasks.translation.report import _arriving_lines
+
+    read, write = os.pipe()
+    writer = threading.Thread(target=lambda: (os.write(write, text), os.close(write)))
+    writer.start()
+    lines = [line for line in _arriving_lines(read) if line is not None]
+    writer.join()
+    os.close(read)
+    assert lines == text.removesuffix(b"\n").split(b"\n") if text else lines == []
+
+
+def test_a_missing_file_is_noticed_at_once(toy_run, tmp_path):
+    (tmp_path / "a.txt").write_text(LINES[0] + "\n")
+    process = start(toy_run, tmp_path / "a.txt", tmp_path / "absent.txt")
+    output, messages = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert output == ""
+    assert "absent.txt" in messages.splitlines()[-1]
