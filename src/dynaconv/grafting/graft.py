@@ -28,14 +28,19 @@ def graft(
     model: PreTrainedModel, placement: str = "qkv", kind: Kind = "lowrank", *, width: int = 4, rank: int = 16,
     head_dim: int = 16, static: bool = True, init: Init = "identity",
 ) -> PreTrainedModel:  # fmt: skip
-    """Put short convolutions after linear layers of a causal language model, in place.
+    """Put short convolutions after linear layers of a language model, in place.
 
     Each convolution is y + conv(y) of the output y of a linear layer, with filters made from the input of that layer:
     for queries, keys and values before any norm and rotary embedding. Convolutions that share an input share one
-    projection. The parameters are in `short_convs` of every decoder layer; all others keep their names, so that a
-    checkpoint of the model without convolutions still loads. The model trains, compiles and generates as before, with
-    dynamic, sliding-window and static caches; not with paged ones (continuous batching). `save_pretrained` saves the
-    convolutions too, and :func:`from_pretrained` loads them. To train them alone::
+    projection. In a decoder they are causal; in an encoder centred ("same" padding), since its tokens see what follows
+    them. Attention from a decoder to an encoder gets none. In multi-head latent attention (DeepSeek-V2) those of keys and
+    values are behind the compression, and are computed anew for all tokens with every call, as these projections are.
+
+    The parameters are in `short_convs` of every layer; all others keep their names, so that a checkpoint of the model
+    without convolutions still loads. The model trains, compiles and generates as before, with dynamic, sliding-window,
+    hybrid and static caches; not with paged ones (continuous batching). A layer whose convolved linear layers are not
+    called, since something has taken their place, raises RuntimeError. `save_pretrained` saves the convolutions too, and
+    :func:`from_pretrained` loads them. To train them alone::
 
         for name, parameter in model.named_parameters():
             parameter.requires_grad = "short_convs" in name
@@ -44,11 +49,11 @@ def graft(
     on a projection adds its update behind the convolution, so that merging it into the weights changes the model.
 
     Args:
-        model: with projections q_proj, k_proj and v_proj (Llama, Qwen, Gemma, Mistral, OLMo and their variants with
-            experts, among others), or with the fused ones of GPT-2, GPT-NeoX and Phi-3. Layers that have no such
-            projection, say of linear attention, get none of its convolutions.
-        placement: "qkv" or any of these letters, or "all_linear": after every linear layer of the decoder layers, but
-            for routers and routed experts, which see no sequences.
+        model: causal language model, encoder, encoder-decoder, the language model behind another modality, or a backbone
+            alone, of transformers; docs/hosts.md says which types. Layers that have no such projections, say of
+            recurrences, get none of their convolutions.
+        placement: "qkv" or any of these letters, or "all_linear": after every linear layer of the layers, but for
+            routers and routed experts, which see no sequences.
         kind: "lowrank", "headwise" or "static".
         width: W, taps.
         rank: R, of kind "lowrank".
@@ -62,9 +67,9 @@ def graft(
 
     Raises:
         TypeError: not a Hugging Face model, or an option of another type.
-        ValueError: not a causal language model, a layout that is not known, a model that has short convolutions or is
-            sharded or dispatched to devices already, a placement that names nothing, or sizes that do not fit. The
-            model stays as it was.
+        ValueError: a layout that is not known or cannot be served, a model that has short convolutions or is sharded
+            or dispatched to devices already, a placement that names nothing, or sizes that do not fit. The model stays
+            as it was.
     """
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
