@@ -33,14 +33,14 @@ def graft(
     Each convolution is y + conv(y) of the output y of a linear layer, with filters made from the input of that layer:
     for queries, keys and values before any norm and rotary embedding. Convolutions that share an input share one
     projection. In a decoder they are causal; in an encoder centred ("same" padding), since its tokens see what follows
-    them. Attention from a decoder to an encoder gets none. In multi-head latent attention (DeepSeek-V2) those of keys and
-    values are behind the compression, and are computed anew for all tokens with every call, as these projections are.
+    them. Attention from a decoder to an encoder gets none. In multi-head latent attention (DeepSeek-V2) those of keys
+    and values are behind the compression, and are computed anew for all tokens with every call, as these projections.
 
     The parameters are in `short_convs` of every layer; all others keep their names, so that a checkpoint of the model
     without convolutions still loads. The model trains, compiles and generates as before, with dynamic, sliding-window,
     hybrid and static caches; not with paged ones (continuous batching). A layer whose convolved linear layers are not
-    called, since something has taken their place, raises RuntimeError. `save_pretrained` saves the convolutions too, and
-    :func:`from_pretrained` loads them. To train them alone::
+    called, since something has taken their place, raises RuntimeError. `save_pretrained` saves the convolutions too,
+    and :func:`from_pretrained` loads them. To train them alone::
 
         for name, parameter in model.named_parameters():
             parameter.requires_grad = "short_convs" in name
@@ -49,9 +49,9 @@ def graft(
     on a projection adds its update behind the convolution, so that merging it into the weights changes the model.
 
     Args:
-        model: causal language model, encoder, encoder-decoder, the language model behind another modality, or a backbone
-            alone, of transformers; docs/hosts.md says which types. Layers that have no such projections, say of
-            recurrences, get none of their convolutions.
+        model: of transformers: causal language model, encoder, encoder-decoder, language model behind another
+            modality, or a backbone alone; docs/hosts.md says which types. Layers that have no such projections, say
+            of recurrences, get none of their convolutions.
         placement: "qkv" or any of these letters, or "all_linear": after every linear layer of the layers, but for
             routers and routed experts, which see no sequences.
         kind: "lowrank", "headwise" or "static".
