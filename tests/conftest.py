@@ -72,6 +72,12 @@ def run_cli(*arguments: object, cache: Path, **options) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False, **options)
 
 
+def enable_checkpointing(model, *arguments) -> None:
+    """Activation checkpointing, by its older name in transformers before 5.22."""
+    name = "activation_checkpointing_enable"
+    getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")(*arguments)
+
+
 @pytest.fixture(autouse=True)
 def no_deprecated_names(caplog):
     """transformers logs some deprecations instead of warning of them."""

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, StaticCache
 import dynaconv
 from dynaconv.models.huggingface import CACHE
 
+from ..conftest import enable_checkpointing
 from .support import assert_close, gradients, grafted, left_padded, tokens, vanilla
 
 
@@ -18,7 +19,7 @@ def test_activation_checkpointing(family):
     model, ids = grafted(family, "all_linear").train(), tokens()
     mask = left_padded(ids)[1][:, : ids.shape[1]]
     losses = [model(ids, attention_mask=mask, labels=ids, use_cache=False).loss]
-    model.activation_checkpointing_enable()
+    enable_checkpointing(model)
     losses.append(model(ids, attention_mask=mask, labels=ids, use_cache=False).loss)
     model(ids)  # another call before the recomputation
     with torch.no_grad():

@@ -6,6 +6,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCach
 
 from dynaconv.nn import Stream, StreamStates
 
+from ..conftest import enable_checkpointing
 from .support import MODELS, TINY, assert_close, differs, in_chunks, make, tokens
 
 
@@ -154,7 +155,7 @@ def test_a_cache_under_activation_checkpointing_changes_no_gradient():
     model, ids = make("all linear").train(), tokens()
     expected = torch.autograd.grad(model(ids, labels=ids, use_cache=False).loss, model.parameters())
     for reentrant in (False, True):
-        model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        enable_checkpointing(model, {"use_reentrant": reentrant})
         for options in ({"use_cache": True}, {"cache": DynamicCache()}):
             model.zero_grad()
             model(ids, labels=ids, **options).loss.backward()

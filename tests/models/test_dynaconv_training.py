@@ -13,6 +13,7 @@ import dynaconv
 from dynaconv.models import Cost, DynaConvConfig, DynaConvForCausalLM, compute_matched, count
 from dynaconv.models.dynaconv.configuration import PRESETS
 
+from ..conftest import enable_checkpointing
 from .support import MODELS, TINY, assert_close, make, tokens
 
 
@@ -20,7 +21,7 @@ from .support import MODELS, TINY, assert_close, make, tokens
 def test_training(name, tmp_path):
     model, ids = make(name).train(), tokens()
     plain = torch.autograd.grad(model(ids, labels=ids).loss, model.parameters())
-    model.activation_checkpointing_enable()
+    enable_checkpointing(model)
     again = torch.autograd.grad(model(ids, labels=ids).loss, model.parameters())
     assert all(map(torch.equal, plain, again))
     assert all(gradient.abs().max() > 0 for gradient in plain)
@@ -79,7 +80,7 @@ def test_balancing_loss_in_parts():
     plain = [make("experts", router_aux_loss_coef=0.0).train()(row[None], labels=row[None]) for row in ids]
     mean = sum(p.loss + q.aux_loss for p, q in zip(plain, parts)) / 4
     assert sum(part.loss for part in parts).item() == pytest.approx(mean.item(), rel=1e-5)
-    whole.activation_checkpointing_enable({"use_reentrant": True})
+    enable_checkpointing(whole, {"use_reentrant": True})
     with pytest.raises(ValueError, match="reentrant activation checkpointing loses the balancing loss"):
         whole(ids, labels=ids)
 

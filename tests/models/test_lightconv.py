@@ -10,6 +10,8 @@ from dynaconv.models import LightConvConfig, LightConvForConditionalGeneration
 from dynaconv.models.huggingface import ConvStateLayer
 from dynaconv.models.lightconv.configuration import PRESETS
 
+from ..conftest import enable_checkpointing
+
 MIXERS = ["dynamic", "lightweight", "attention"]
 VARIANTS = {
     "post-norm": {}, "pre-norm": {"normalize_before": True}, "no GLU": {"glu": False}, "learned": {"position_embedding": "learned"},
@@ -201,7 +203,7 @@ def test_every_parameter_gets_a_gradient(mixer):
     assert [name for name in without if "k_proj.bias" not in name] == []  # softmax does not see a key bias
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    model.activation_checkpointing_enable()
+    enable_checkpointing(model)
     model(ids, labels=targets).loss.backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name])

@@ -249,9 +249,9 @@ def attach_states(cache: Any, index: int) -> StreamStates:
         ValueError: the cache holds other tokens than its convolutions have seen.
     """
     # Where layers share keys and values, some versions of transformers make none for those that only read them.
-    make = cache.layer_class_to_replicate or ConvStateLayer
     while len(cache.layers) <= index:
-        cache.layers.append(make())
+        make = cache.layer_class_to_replicate
+        cache.layers.append(ConvStateLayer(_is_static(cache)) if make is None else make())
     layer = cache.layers[index]
     kind = type(layer)
     counts = isinstance(layer, CacheLayerMixin) and layer.is_initialized and not isinstance(layer, TokenCounter)
@@ -306,11 +306,15 @@ def attach_decoder_states(cache: Any, attention: Sequence[bool]) -> None:
         ValueError: as :func:`attach_states`.
     """
     check_cache(cache)
-    static = any(isinstance(layer, StaticLayer) for layer in cache.layers)
+    static = _is_static(cache)
     for index, has in enumerate(attention):
         states = attach_states(cache, index)
         if not has and not isinstance(states, TokenCounter):
             cache.layers[index] = ConvStateLayer(static)
+
+
+def _is_static(cache: Any) -> bool:
+    return any(isinstance(layer, StaticLayer) for layer in cache.layers)
 
 
 def past_length(cache: Any) -> Any:
