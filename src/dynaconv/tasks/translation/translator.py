@@ -11,7 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from ... import models as _register  # noqa: F401 (makes AutoModelForSeq2SeqLM know our models)
 from ...data.tokenizer import load_tokenizers
@@ -44,6 +50,17 @@ class _Search:
     def batch_tokens(self) -> int:
         """Source tokens of a batch."""
         return self.max_tokens // self.beams
+
+
+class _LineLimits(StoppingCriteria):
+    """Ends the translations of every line at its own limit: what a line gives must not depend on its batch."""
+
+    def __init__(self, limits: torch.Tensor):
+        self.limits = limits
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        limits = self.limits.repeat_interleave(len(input_ids) // len(self.limits))  # several beams a line
+        return limits < input_ids.shape[1]  # the first token only starts the sequence
 
 
 class Translator:
@@ -205,14 +222,16 @@ class Translator:
     @torch.inference_mode()
     def _search(self, batch: list[list[int]], search: _Search) -> list[list[Hypothesis]]:
         padded = self.source_tokenizer.pad({"input_ids": batch}, return_tensors="pt").to(self.model.device)
-        longest = max(map(len, batch))
+        limits = [min(2 * len(ids) + 20, self.model.config.max_target_positions - 1) for ids in batch]
+        stop = _LineLimits(torch.tensor(limits, device=self.model.device))
         output = self.model.generate(
             **{name: padded[name] for name in ("input_ids", "attention_mask")},
             num_beams=search.beams,
             num_return_sequences=search.nbest,
             length_penalty=search.length_penalty,
             do_sample=False,
-            max_new_tokens=min(2 * longest + 20, self.model.config.max_target_positions - 1),
+            max_new_tokens=max(limits),
+            stopping_criteria=StoppingCriteriaList([stop]),
             return_dict_in_generate=True,
             output_scores=True,
         )
@@ -221,8 +240,8 @@ class Translator:
             scores = output.sequences_scores
         else:
             steps = self.model.compute_transition_scores(output.sequences, output.scores, normalize_logits=True)
-            lengths = (output.sequences[:, 1:] != self.model.config.pad_token_id).sum(1)
-            scores = steps.masked_fill(steps.isinf(), 0).sum(1) / lengths**search.length_penalty
+            own = output.sequences[:, 1:] != self.model.config.pad_token_id  # others of the batch are longer
+            scores = steps.where(own, 0).sum(1) / own.sum(1) ** search.length_penalty
         found = [Hypothesis(text, score) for text, score in zip(texts, scores.tolist(), strict=True)]
         return [found[i : i + search.nbest] for i in range(0, len(found), search.nbest)]
 
