@@ -62,7 +62,8 @@ class DynaConvConfig(Presets, PreTrainedConfig):
         num_key_value_heads: key and value heads, a divisor of those; None: as many.
         head_dim: channels of a head of attention; None: hidden_size / num_attention_heads.
         qk_norm: RMS norm of the queries and keys of every head.
-        rope_parameters: of transformers' rotary embeddings; None: base 10000.
+        rope_parameters: of transformers' rotary embeddings, of any of its types ("linear", "dynamic", "yarn",
+            "longrope", "llama3"); None: "default" with base 10000.
         max_position_embeddings: tokens that the model is meant for.
         mamba_head_dim: channels of a head of Mamba-2, which has 2 C / mamba_head_dim heads.
         mamba_state_size: N of Mamba-2.
@@ -131,6 +132,7 @@ class DynaConvConfig(Presets, PreTrainedConfig):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         self.check()
+        self.head_dim = self.attention_head_dim  # transformers' rotary embeddings look for the number
         super().__post_init__(**kwargs)
 
     def check(self) -> None:
