@@ -6,6 +6,7 @@ import torch
 from dynaconv.models import DynaConvForCausalLM
 
 from .support import MODELS, assert_close, differs, llama_of, make, tokens
+from .test_lightconv import MIXERS, make_batch, make_model
 
 ROPE = {
     "linear": {"factor": 4.0}, "dynamic": {"factor": 4.0}, "yarn": {"factor": 4.0, "original_max_position_embeddings": 16},
@@ -39,3 +40,68 @@ def test_decay_rates_and_time_steps_stay_in_fp32(name):
     assert all(p.grad.dtype == p.dtype for p in model.parameters() if p.grad is not None)
     double = DynaConvForCausalLM._from_config(make(name).config, dtype=torch.float64)
     assert {p.dtype for p in double.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("name", ["lightconv", "dynaconv"])
+@torch.no_grad()
+def test_tuples_instead_of_outputs(name):
+    ids, targets = make_batch()
+    model, given = (make_model(), {"decoder_input_ids": targets}) if name == "lightconv" else (make("attention"), {})
+    expected = model(ids, labels=targets if given else ids, output_hidden_states=True, **given)
+    for inner in (model, model.base_model):
+        labels = {"labels": targets if given else ids} if inner is model else {}
+        as_tuple = inner(ids, output_hidden_states=True, return_dict=False, **given, **labels)
+        as_dict = inner(ids, output_hidden_states=True, return_dict=None, **given, **labels)
+        assert isinstance(as_tuple, tuple)
+        assert len(as_tuple) == len(as_dict.to_tuple())
+        torch.testing.assert_close(as_tuple[0], as_dict[0])
+    model.config.return_dict = False
+    as_tuple = model(ids, labels=targets if given else ids, output_hidden_states=True, **given)
+    assert isinstance(as_tuple, tuple)
+    torch.testing.assert_close(as_tuple[:2], (expected.loss, expected.logits))
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_hidden_states_and_attentions_of_an_encoder_decoder(mixer):
+    model, (ids, targets) = make_model(mixer=mixer, normalize_before=True).double(), make_batch()
+    expected = model(ids, decoder_input_ids=targets)
+    expected.logits.square().mean().backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    model.set_attn_implementation("eager")
+    output = model(ids, decoder_input_ids=targets, output_hidden_states=True, output_attentions=True)
+    assert_close(output.logits, expected.logits)
+    assert expected.decoder_hidden_states is None
+    assert expected.cross_attentions is None
+    for states, length in ((output.encoder_hidden_states, 9), (output.decoder_hidden_states, 8)):
+        assert [state.shape for state in states] == [(3, length, 32)] * 3
+    torch.testing.assert_close(output.encoder_hidden_states[-1], output.encoder_last_hidden_state)
+    torch.testing.assert_close(model.lm_head(output.decoder_hidden_states[-1]), output.logits)
+    own = 2 if mixer == "attention" else 0
+    sizes = {"encoder_attentions": (own, 9, 9), "decoder_attentions": (own, 8, 8), "cross_attentions": (2, 8, 9)}
+    for name, (number, *size) in sizes.items():
+        assert [p.shape for p in output[name]] == [(3, 4, *size)] * number
+        assert all(torch.allclose(p.sum(-1), torch.ones((), dtype=p.dtype)) for p in output[name])
+    assert all((p[1, :, :, 6:] == 0).all() for p in output.cross_attentions)  # padding
+    assert all((p.triu(1) == 0).all() for p in output.decoder_attentions)
+    output.logits.square().mean().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name])
+    encoded = model.get_encoder()(ids, output_hidden_states=True, return_dict=False)
+    again = model(None, (ids != 1).long(), targets, encoder_outputs=encoded)
+    assert_close(again.logits, output.logits)
+    assert len(again.encoder_hidden_states) == 3
+
+
+@torch.no_grad()
+def test_generation_returns_hidden_states_and_attentions():
+    model, (ids, _) = make_model(mixer="attention"), make_batch()
+    model.set_attn_implementation("eager")
+    model.generation_config.eos_token_id = None
+    output = model.generate(
+        ids, max_new_tokens=3, do_sample=False, return_dict_in_generate=True, output_hidden_states=True,
+        output_attentions=True,
+    )  # fmt: skip
+    assert [[p.shape[2:] for p in step] for step in output.cross_attentions] == [[(1, 9)] * 2] * 3
+    assert [[p.shape[2:] for p in step] for step in output.decoder_attentions] == [[(1, n)] * 2 for n in (1, 2, 3)]
+    assert len(output.encoder_hidden_states) == len(output.decoder_hidden_states) == 3

@@ -232,7 +232,7 @@ class DynaConvForCausalLM(DynaConvPreTrainedModel, GenerationMixin):
             kwargs["output_router_logits"] = True
         outputs: Any = self.model(
             input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,
-            use_cache=use_cache, cache=one_cache(cache, past_key_values), **kwargs,
+            use_cache=use_cache, cache=one_cache(cache, past_key_values), return_dict=True, **kwargs,
         )  # fmt: skip
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
