@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 from dynaconv.models import DynaConvForCausalLM
 
@@ -105,3 +106,18 @@ def test_generation_returns_hidden_states_and_attentions():
     assert [[p.shape[2:] for p in step] for step in output.cross_attentions] == [[(1, 9)] * 2] * 3
     assert [[p.shape[2:] for p in step] for step in output.decoder_attentions] == [[(1, n)] * 2 for n in (1, 2, 3)]
     assert len(output.encoder_hidden_states) == len(output.decoder_hidden_states) == 3
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@torch.no_grad()
+def test_a_cache_of_transformers_serves_an_encoder_decoder(mixer):
+    model, (ids, targets) = make_model(mixer=mixer), make_batch()
+    cache = EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config))
+    whole = model(ids, decoder_input_ids=targets).logits
+    first = model(ids, decoder_input_ids=targets[:, :5], cache=cache).logits
+    assert_close(torch.cat([first, model(ids, decoder_input_ids=targets[:, 5:], cache=cache).logits], 1), whole)
+    with pytest.raises(TypeError, match="must be an EncoderDecoderCache; got DynamicCache"):
+        model(ids, decoder_input_ids=targets, cache=DynamicCache())
+    static = StaticCache(config=model.config, max_cache_len=12)
+    with pytest.raises(ValueError, match="must be of dynamic caches"):
+        model(ids, decoder_input_ids=targets, cache=EncoderDecoderCache(static, DynamicCache()))

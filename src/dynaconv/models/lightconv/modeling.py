@@ -16,6 +16,7 @@ from ..huggingface import (
     CACHE_NAMES,
     Seq2SeqLMOutput,
     Seq2SeqModelOutput,
+    attach_seq2seq_states,
     check_arguments,
     decoder_cache,
     note_version,
@@ -237,7 +238,9 @@ class LightConvModel(LightConvPreTrainedModel):
         memory = encoded["last_hidden_state"]
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
-        if use_cache and cache is None:
+        if cache is not None:
+            attach_seq2seq_states(cache, _attention(self.config))
+        elif use_cache:
             cache = _cache(self.config)
         decoded: Any = self.decoder(
             decoder_input_ids, memory, attention_mask, decoder_attention_mask, decoder_inputs_embeds, cache,
@@ -396,6 +399,10 @@ def source_mask(config: LightConvConfig, input_ids: Tensor | None, attention_mas
     return attention_mask
 
 
+def _attention(config: LightConvConfig) -> list[bool]:
+    """Whether the layers of the decoder have self-attention."""
+    return [config.decoder_mixer == "attention"] * config.decoder_layers
+
+
 def _cache(config: LightConvConfig) -> EncoderDecoderCache:
-    attention = [config.decoder_mixer == "attention"] * config.decoder_layers
-    return EncoderDecoderCache(decoder_cache(attention), DynamicCache())
+    return EncoderDecoderCache(decoder_cache(_attention(config)), DynamicCache())
