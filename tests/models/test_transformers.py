@@ -1,5 +1,7 @@
 """What transformers' own tests ask of a model: rotary embeddings, data types, parallel plans, outputs, caches."""
 
+import re
+
 import pytest
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
@@ -41,6 +43,34 @@ def test_decay_rates_and_time_steps_stay_in_fp32(name):
     assert all(p.grad.dtype == p.dtype for p in model.parameters() if p.grad is not None)
     double = DynaConvForCausalLM._from_config(make(name).config, dtype=torch.float64)
     assert {p.dtype for p in double.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parallel_plans_name_what_there_is(name):
+    """Every entry is of something, and experts, most of the parameters, are of both plans."""
+    model = make(name)
+    parameters = [key for key, _ in model.named_parameters()]
+    modules = [key for key, _ in model.named_modules()]
+    for plan in (model.tp_plan, model.ep_plan):
+        patterns = [re.escape(pattern).replace(r"\*", r"\d+") for pattern in plan]
+        assert all(any(re.fullmatch(pattern, key) for key in parameters + modules) for pattern in patterns)
+        covered = [
+            key for key in parameters if any(re.fullmatch(rf"{pattern}(\.weight)?", key) for pattern in patterns)
+        ]
+        experts = [key for key in parameters if ".experts." in key]
+        assert set(experts) <= set(covered)
+        assert len(experts) == (2 * model.config.num_hidden_layers if model.config.ffn == "moe" else 0)
+        assert not [key for key in covered if "conv" in key]
+    assert bool(model.ep_plan) == (model.config.ffn == "moe")
+    assert {"lm_head", "model.embed_tokens"} <= set(model.tp_plan)  # of one matrix: both or neither
+    # What sees all channels of a projection gets them all.
+    tied = {key: style for key, style in model.tp_plan.items() if key.endswith("_proj") and "experts" not in key}
+    whole = {key for key, style in tied.items() if style == "colwise_gather_output"}
+    assert {key.rsplit(".", 1)[-1] for key in whole} >= {
+        f"{n}_proj" for n in model.config.conv_letters.replace("o", "")
+    }
+    if model.config.placement == "all_linear":
+        assert not {"colwise", "rowwise"} & set(tied.values())
 
 
 @pytest.mark.parametrize("name", ["lightconv", "dynaconv"])

@@ -171,6 +171,27 @@ class DynaConvConfig(Presets, PreTrainedConfig):
             )
 
     @property
+    def base_model_tp_plan(self) -> dict[str, str]:  # pyrefly: ignore [bad-override]
+        """How tensor parallelism splits the layers, in transformers' words; convolutions and norms see all channels."""
+        plan = {}
+        if "attention" in self.mixers:
+            plan = {f"layers.*.mixer.{name}_proj": "colwise_gather_output" for name in "qkv"}
+            plan["layers.*.mixer.o_proj"] = "rowwise_split_input"
+        if self.ffn == "moe":
+            experts = {"experts.gate_up_proj": "packed_colwise", "experts.down_proj": "rowwise"}
+            return plan | _ffn_plan({**experts, "experts": "moe_tp_experts"})
+        inner, outer = "colwise", "rowwise"
+        if self.conv != "none" and self.placement == "all_linear":
+            inner, outer = "colwise_gather_output", "rowwise_split_input"
+        return plan | _ffn_plan({"gate_proj": inner, "up_proj": inner, "down_proj": outer})
+
+    @property
+    def base_model_ep_plan(self) -> dict[str, str] | None:  # pyrefly: ignore [bad-override]
+        """How expert parallelism splits the layers; None: there are no experts."""
+        experts = {"experts.gate_up_proj": "grouped_gemm", "experts.down_proj": "grouped_gemm"}
+        return _ffn_plan({**experts, "experts": "ep_dispatch_experts"}) if self.ffn == "moe" else None
+
+    @property
     def attention_head_dim(self) -> int:
         """Channels of a head of attention."""
         return self.hidden_size // self.num_attention_heads if self.head_dim is None else self.head_dim
@@ -207,3 +228,7 @@ class DynaConvConfig(Presets, PreTrainedConfig):
                 f"placement={self.placement!r} names nothing: it is for layers with {' or '.join(sorted(needed))}; got "
                 f"{', '.join(sorted(set(self.mixers)))}, for which there {'is qkv' if named else 'is mixer'}"
             )
+
+
+def _ffn_plan(styles: dict[str, str]) -> dict[str, str]:
+    return {f"layers.*.ffn.{name}": style for name, style in styles.items()}
