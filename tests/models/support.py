@@ -1,6 +1,7 @@
 """Tiny decoders with short convolutions, and what their tests share."""
 
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from dynaconv.models import DynaConvConfig, DynaConvForCausalLM
 
@@ -26,6 +27,20 @@ def make(name, **options):
         if key.endswith((".basis", ".static")) or ("projection" in key and "headwise" in model.config.conv):
             torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
+
+
+def llama_of(model, **options):
+    """A Llama with the weights of a model without convolutions."""
+    sizes = {name: TINY[name] for name in list(TINY)[:6]}
+    llama = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True, **options)).eval()
+    names = {".mixer_norm.": ".input_layernorm.", ".mixer.": ".self_attn.", ".ffn_norm.": ".post_attention_layernorm.", ".ffn.": ".mlp."}  # fmt: skip
+    weights = {}
+    for key, tensor in model.state_dict().items():
+        for ours, theirs in names.items():
+            key = key.replace(ours, theirs)
+        weights[key] = tensor
+    llama.load_state_dict(weights)
+    return llama
 
 
 def tokens(batch=2, length=13, seed=1):

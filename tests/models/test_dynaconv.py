@@ -2,27 +2,18 @@
 
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers import DynamicCache, StaticCache
 
 from dynaconv.nn import Stream, StreamStates
 
 from ..conftest import enable_checkpointing
-from .support import MODELS, TINY, assert_close, differs, in_chunks, make, tokens
+from .support import MODELS, assert_close, differs, in_chunks, llama_of, make, tokens
 
 
 @torch.no_grad()
 def test_without_convolutions_it_is_llama():
     model = make("attention", conv="none")
-    sizes = {name: TINY[name] for name in list(TINY)[:6]}
-    llama = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=True)).eval()
-    names = {".mixer_norm.": ".input_layernorm.", ".mixer.": ".self_attn.", ".ffn_norm.": ".post_attention_layernorm.", ".ffn.": ".mlp."}  # fmt: skip
-    weights = {}
-    for key, tensor in model.state_dict().items():
-        for ours, theirs in names.items():
-            key = key.replace(ours, theirs)
-        weights[key] = tensor
-    llama.load_state_dict(weights)
-    assert_close(model(tokens()).logits, llama(tokens()).logits)
+    assert_close(model(tokens()).logits, llama_of(model)(tokens()).logits)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -313,6 +313,21 @@ def attach_decoder_states(cache: Any, attention: Sequence[bool]) -> None:
             cache.layers[index] = ConvStateLayer(static)
 
 
+def attach_seq2seq_states(cache: Any, attention: Sequence[bool]) -> None:
+    """Let a cache made for an encoder-decoder with attention alone serve a decoder in which not every layer has it.
+
+    Raises:
+        TypeError: not an EncoderDecoderCache.
+        ValueError: as :func:`attach_states`; a static cache, whose keys are more than the tokens.
+    """
+    if not isinstance(cache, EncoderDecoderCache):
+        raise TypeError(f"{CACHE} must be an EncoderDecoderCache; got {type(cache).__name__}")
+    parts = (cache.self_attention_cache, cache.cross_attention_cache)
+    if any(map(_is_static, parts)):
+        raise ValueError(f"{CACHE} must be of dynamic caches: this decoder has no masks for static ones")
+    attach_decoder_states(cache.self_attention_cache, attention)
+
+
 def _is_static(cache: Any) -> bool:
     return any(isinstance(layer, StaticLayer) for layer in cache.layers)
 

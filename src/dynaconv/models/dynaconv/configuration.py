@@ -62,7 +62,8 @@ class DynaConvConfig(Presets, PreTrainedConfig):
         num_key_value_heads: key and value heads, a divisor of those; None: as many.
         head_dim: channels of a head of attention; None: hidden_size / num_attention_heads.
         qk_norm: RMS norm of the queries and keys of every head.
-        rope_parameters: of transformers' rotary embeddings; None: base 10000.
+        rope_parameters: of transformers' rotary embeddings, of any of its types ("linear", "dynamic", "yarn",
+            "longrope", "llama3"); None: "default" with base 10000.
         max_position_embeddings: tokens that the model is meant for.
         mamba_head_dim: channels of a head of Mamba-2, which has 2 C / mamba_head_dim heads.
         mamba_state_size: N of Mamba-2.
@@ -131,6 +132,7 @@ class DynaConvConfig(Presets, PreTrainedConfig):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         self.check()
+        self.head_dim = self.attention_head_dim  # transformers' rotary embeddings look for the number
         super().__post_init__(**kwargs)
 
     def check(self) -> None:
@@ -169,6 +171,27 @@ class DynaConvConfig(Presets, PreTrainedConfig):
             )
 
     @property
+    def base_model_tp_plan(self) -> dict[str, str]:  # pyrefly: ignore [bad-override]
+        """How tensor parallelism splits the layers, in transformers' words; convolutions and norms see all channels."""
+        plan = {}
+        if "attention" in self.mixers:
+            plan = {f"layers.*.mixer.{name}_proj": "colwise_gather_output" for name in "qkv"}
+            plan["layers.*.mixer.o_proj"] = "rowwise_split_input"
+        if self.ffn == "moe":
+            experts = {"experts.gate_up_proj": "packed_colwise", "experts.down_proj": "rowwise"}
+            return plan | _ffn_plan({**experts, "experts": "moe_tp_experts"})
+        inner, outer = "colwise", "rowwise"
+        if self.conv != "none" and self.placement == "all_linear":
+            inner, outer = "colwise_gather_output", "rowwise_split_input"
+        return plan | _ffn_plan({"gate_proj": inner, "up_proj": inner, "down_proj": outer})
+
+    @property
+    def base_model_ep_plan(self) -> dict[str, str] | None:  # pyrefly: ignore [bad-override]
+        """How expert parallelism splits the layers; None: there are no experts."""
+        experts = {"experts.gate_up_proj": "grouped_gemm", "experts.down_proj": "grouped_gemm"}
+        return _ffn_plan({**experts, "experts": "ep_dispatch_experts"}) if self.ffn == "moe" else None
+
+    @property
     def attention_head_dim(self) -> int:
         """Channels of a head of attention."""
         return self.hidden_size // self.num_attention_heads if self.head_dim is None else self.head_dim
@@ -205,3 +228,7 @@ class DynaConvConfig(Presets, PreTrainedConfig):
                 f"placement={self.placement!r} names nothing: it is for layers with {' or '.join(sorted(needed))}; got "
                 f"{', '.join(sorted(set(self.mixers)))}, for which there {'is qkv' if named else 'is mixer'}"
             )
+
+
+def _ffn_plan(styles: dict[str, str]) -> dict[str, str]:
+    return {f"layers.*.ffn.{name}": style for name, style in styles.items()}

@@ -6,6 +6,7 @@ Dims: B batch, T tokens, C channels of the residual stream, H heads, D channels 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import Cache
 from transformers.activations import ACT2FN
@@ -17,6 +18,8 @@ from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 from ...nn import GatedDeltaNet, Mamba2, ShortConvGroup, Stream
 from ..huggingface import CACHE, ConvolvedLayer, TokenCounter
 from .configuration import DynaConvConfig
+
+KEPT_IN_FP32 = ("A_log", "dt_bias")  # parameters of recurrences in models of half precision
 
 
 class Attention(nn.Module):
@@ -124,15 +127,20 @@ def make_mixer(config: DynaConvConfig, layer_idx: int) -> Attention | Mamba2 | G
         "conv_head_dim": config.conv_head_dim, "chunk_size": config.chunk_size, "norm_eps": config.rms_norm_eps,
     }  # fmt: skip
     if kind == "mamba2":
-        return Mamba2(
+        mixer: Mamba2 | GatedDeltaNet = Mamba2(
             dim, num_heads=2 * dim // config.mamba_head_dim, head_dim=config.mamba_head_dim,
             state_size=config.mamba_state_size, n_groups=config.mamba_groups, **options,
         )  # fmt: skip
-    heads = 3 * dim // (4 * config.delta_head_dim)
-    return GatedDeltaNet(
-        dim, num_key_heads=heads, num_value_heads=heads, key_head_dim=config.delta_head_dim,
-        value_head_dim=2 * config.delta_head_dim, **options,
-    )  # fmt: skip
+    else:
+        heads = 3 * dim // (4 * config.delta_head_dim)
+        mixer = GatedDeltaNet(
+            dim, num_key_heads=heads, num_value_heads=heads, key_head_dim=config.delta_head_dim,
+            value_head_dim=2 * config.delta_head_dim, **options,
+        )  # fmt: skip
+    for name in KEPT_IN_FP32:
+        parameter = mixer.get_parameter(name)
+        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+    return mixer
 
 
 def short_convs(config: DynaConvConfig, dims: dict[str, int], source: int | None = None) -> ShortConvGroup | None:

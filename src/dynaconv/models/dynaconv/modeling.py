@@ -34,7 +34,7 @@ from ..huggingface import (
     output,
 )
 from .configuration import DynaConvConfig
-from .layers import Attention, DynaConvLayer
+from .layers import KEPT_IN_FP32, Attention, DynaConvLayer
 
 
 class DynaConvPreTrainedModel(PreTrainedModel):
@@ -51,7 +51,7 @@ class DynaConvPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _keep_in_fp32_modules_strict = ["A_log", "dt_bias"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = list(KEPT_IN_FP32)  # noqa: RUF012
     _can_record_outputs = {  # noqa: RUF012
         "hidden_states": DynaConvLayer,
         "attentions": Attention,
@@ -71,6 +71,8 @@ class DynaConvPreTrainedModel(PreTrainedModel):
         note_version()
         config.check()  # once more: `from_pretrained` changes values after they were checked
         super().__init__(config, *args, **kwargs)
+        if not self._is_stateful:
+            self._keep_in_fp32_modules_strict = set()
 
     @property
     def _is_stateful(self) -> bool:  # pyrefly: ignore [bad-override]
@@ -182,6 +184,7 @@ class DynaConvForCausalLM(DynaConvPreTrainedModel, GenerationMixin):
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
 
     def __init__(self, config: DynaConvConfig):
         super().__init__(config)
@@ -230,7 +233,7 @@ class DynaConvForCausalLM(DynaConvPreTrainedModel, GenerationMixin):
             kwargs["output_router_logits"] = True
         outputs: Any = self.model(
             input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,
-            use_cache=use_cache, cache=one_cache(cache, past_key_values), **kwargs,
+            use_cache=use_cache, cache=one_cache(cache, past_key_values), return_dict=True, **kwargs,
         )  # fmt: skip
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])

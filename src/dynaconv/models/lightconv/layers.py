@@ -99,26 +99,47 @@ class Embeddings(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention, of a sequence to itself or to the encoder's output."""
 
-    def __init__(self, dim: int, heads: int, dropout: float):
+    def __init__(self, config: LightConvConfig, side: str):
         super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.q_proj = nn.Linear(dim, dim)
-        self.k_proj = nn.Linear(dim, dim)
-        self.v_proj = nn.Linear(dim, dim)
-        self.out_proj = nn.Linear(dim, dim)
+        self.config, self.heads, self.dropout = config, getattr(config, f"{side}_heads"), config.attention_dropout
+        self.q_proj = nn.Linear(config.d_model, config.d_model)
+        self.k_proj = nn.Linear(config.d_model, config.d_model)
+        self.v_proj = nn.Linear(config.d_model, config.d_model)
+        self.out_proj = nn.Linear(config.d_model, config.d_model)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[B, S, E] to keys and values, [B, heads, S, E / heads] each."""
         return self._split(self.k_proj(x)), self._split(self.v_proj(x))
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
-        """Attend from x, [B, T, E]; mask is True where a query may look, broadcastable to [B, heads, T, S]."""
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(self._split(self.q_proj(x)), keys, values, mask, dropout, causal)
-        return self.out_proj(y.transpose(1, 2).flatten(2))
+    def forward(
+        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend from x, [B, T, E]; mask is True where a query may look, broadcastable to [B, heads, T, S].
+
+        Returns:
+            [B, T, E], and with `attn_implementation="eager"` the probabilities, [B, heads, T, S].
+        """
+        queries, dropout = self._split(self.q_proj(x)), self.dropout if self.training else 0.0
+        probabilities = None
+        if self.config._attn_implementation == "eager":
+            scores = queries @ keys.mT * queries.shape[-1] ** -0.5
+            mask = _triangle(queries, keys) if causal else mask
+            if mask is not None:
+                scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+            probabilities = scores.softmax(-1, torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+            y = F.dropout(probabilities, dropout) @ values
+        else:
+            y = F.scaled_dot_product_attention(queries, keys, values, mask, dropout, causal)
+        return self.out_proj(y.transpose(1, 2).flatten(2)), probabilities
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def _triangle(queries: Tensor, keys: Tensor) -> Tensor:
+    """[T, S], True where the last T of S tokens may look."""
+    T, S = queries.shape[-2], keys.shape[-2]
+    return torch.ones(T, S, dtype=torch.bool, device=keys.device).tril(S - T)
 
 
 class ConvMixer(nn.Module):
@@ -161,7 +182,7 @@ class SelfAttentionMixer(nn.Module):
     def __init__(self, config: LightConvConfig, side: str):
         super().__init__()
         self.causal = side == "decoder"
-        self.attention = Attention(config.d_model, getattr(config, f"{side}_heads"), config.attention_dropout)
+        self.attention = Attention(config, side)
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: DynamicLayer | None = None) -> Tensor:
         """Mix x, [B, T, E]; mask [B, past + T] is nonzero at tokens."""
@@ -171,10 +192,10 @@ class SelfAttentionMixer(nn.Module):
         allowed = None if mask is None else mask[:, None, None, :].bool()
         causal = self.causal and x.shape[1] > 1
         if causal and (allowed is not None or keys.shape[2] > x.shape[1]):
-            query, key = x.shape[1], keys.shape[2]
-            triangle = torch.ones(query, key, dtype=torch.bool, device=x.device).tril(key - query)
+            triangle = _triangle(x, keys)
             allowed, causal = triangle if allowed is None else triangle & allowed, False
-        return self.attention(x, keys, values, allowed, causal)
+        y, _ = self.attention(x, keys, values, allowed, causal)
+        return y
 
 
 def make_mixer(config: LightConvConfig, side: str, layer: int) -> ConvMixer | SelfAttentionMixer:
@@ -210,7 +231,8 @@ class Layer(GradientCheckpointingLayer):
         self.ffn_norm = nn.LayerNorm(config.d_model)
 
     def _residual(self, x: Tensor, norm: nn.LayerNorm, sublayer: nn.Module, *args: Any) -> Tensor:
-        y = F.dropout(sublayer(norm(x) if self.normalize_before else x, *args), self.dropout, self.training)
+        y = sublayer(norm(x) if self.normalize_before else x, *args)
+        y = F.dropout(y[0] if isinstance(y, tuple) else y, self.dropout, self.training)
         return x + y if self.normalize_before else norm(x + y)
 
 
@@ -231,7 +253,7 @@ class DecoderLayer(Layer):
 
     def __init__(self, config: LightConvConfig, layer: int):
         super().__init__(config, "decoder", layer)
-        self.cross_attention = Attention(config.d_model, config.decoder_heads, config.attention_dropout)
+        self.cross_attention = Attention(config, "decoder")
         self.cross_norm = nn.LayerNorm(config.d_model)
 
     def forward(

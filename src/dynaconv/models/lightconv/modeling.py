@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithCrossAttentions
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ...nn import DynamicConv, LightConv
 from ..huggingface import (
@@ -14,6 +16,7 @@ from ..huggingface import (
     CACHE_NAMES,
     Seq2SeqLMOutput,
     Seq2SeqModelOutput,
+    attach_seq2seq_states,
     check_arguments,
     decoder_cache,
     note_version,
@@ -22,6 +25,8 @@ from ..huggingface import (
 )
 from .configuration import LightConvConfig
 from .layers import Attention, DecoderLayer, Embeddings, EncoderLayer
+
+_ENCODED = ("last_hidden_state", "hidden_states", "attentions")  # of an encoder's output as a tuple
 
 
 class LightConvPreTrainedModel(PreTrainedModel):
@@ -35,6 +40,11 @@ class LightConvPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["EncoderLayer", "DecoderLayer"]  # noqa: RUF012
     _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
     _supports_sdpa = True
+
+    # transformers guesses from the source of this file, and what it looks for is in another.
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True
 
     def __init__(self, config: LightConvConfig, *args: Any, **kwargs: Any):
         note_version()
@@ -70,6 +80,8 @@ def _init_linear(linear: nn.Linear, gain: float) -> None:
 class LightConvEncoder(LightConvPreTrainedModel):
     """Embeddings and encoder layers."""
 
+    _can_record_outputs = {"hidden_states": EncoderLayer, "attentions": Attention}  # noqa: RUF012
+
     def __init__(self, config: LightConvConfig):
         super().__init__(config)
         vocab_size = config.source_vocab_size or config.vocab_size
@@ -82,6 +94,7 @@ class LightConvEncoder(LightConvPreTrainedModel):
         """The token embedding."""
         return self.embeddings.tokens
 
+    @capture_outputs
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -95,7 +108,7 @@ class LightConvEncoder(LightConvPreTrainedModel):
             input_ids: [B, S] int64.
             attention_mask: [B, S], nonzero at tokens; None: wherever `input_ids` is not the padding token.
             inputs_embeds: [B, S, E], instead of `input_ids`.
-            **kwargs: ignored; transformers passes generation options.
+            **kwargs: `output_hidden_states`, `output_attentions`; others, which generation passes, are ignored.
 
         Returns:
             `last_hidden_state`, [B, S, E].
@@ -112,6 +125,12 @@ class LightConvEncoder(LightConvPreTrainedModel):
 class LightConvDecoder(LightConvPreTrainedModel):
     """Embeddings and decoder layers."""
 
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": DecoderLayer,
+        "attentions": OutputRecorder(Attention, index=1, layer_name="mixer"),
+        "cross_attentions": OutputRecorder(Attention, index=1, layer_name="cross_attention"),
+    }
+
     def __init__(self, config: LightConvConfig):
         super().__init__(config)
         self.embeddings = Embeddings(config, config.vocab_size, config.max_target_positions)
@@ -123,6 +142,7 @@ class LightConvDecoder(LightConvPreTrainedModel):
         """The token embedding."""
         return self.embeddings.tokens
 
+    @capture_outputs
     def forward(
         self,
         input_ids: Tensor | None,
@@ -131,14 +151,15 @@ class LightConvDecoder(LightConvPreTrainedModel):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         cache: EncoderDecoderCache | None = None,
-    ) -> Tensor:
-        """Target tokens [B, T] to hidden states [B, T, E]; masks as in :class:`LightConvModel`."""
+        **kwargs: Any,
+    ) -> BaseModelOutputWithCrossAttentions:
+        """Target tokens [B, T] to `last_hidden_state` [B, T, E]; masks and `kwargs` as in :class:`LightConvModel`."""
         offset = 0 if cache is None else cache.get_seq_length()
         x = self.embeddings(input_ids, inputs_embeds, attention_mask, offset)
         memory_mask = None if encoder_attention_mask is None else encoder_attention_mask[:, None, None, :].bool()
         for layer in self.layers:
             x = layer(x, encoder_hidden_states, attention_mask, memory_mask, cache)
-        return self.norm(x)
+        return BaseModelOutputWithCrossAttentions(last_hidden_state=self.norm(x))
 
 
 class LightConvModel(LightConvPreTrainedModel):
@@ -164,6 +185,7 @@ class LightConvModel(LightConvPreTrainedModel):
         """The encoder."""
         return self.encoder
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -192,33 +214,44 @@ class LightConvModel(LightConvPreTrainedModel):
             decoder_inputs_embeds: [B, T, E], instead of `decoder_input_ids`.
             use_cache: return a cache to continue from; None: `config.use_cache`, and never in training.
             past_key_values: an older name of `cache`.
-            **kwargs: options that transformers passes to its models.
+            **kwargs: options that transformers passes to its models: `output_hidden_states`; `output_attentions`, which
+                there are with `attn_implementation="eager"`; `return_dict`.
 
         Returns:
-            `last_hidden_state` [B, T, E], `cache`, `encoder_last_hidden_state` [B, S, E]. With return_dict=False a
-            tuple without the missing ones.
+            `last_hidden_state` [B, T, E], `cache`, `encoder_last_hidden_state` [B, S, E], and what was asked for. With
+            return_dict=False a tuple without the missing ones.
 
         Raises:
-            TypeError: an argument that is not known, or a cache under both names.
-            ValueError: no source or no target tokens were given.
+            TypeError: an argument that is not known, a cache under both names, or not an EncoderDecoderCache.
+            ValueError: no source or no target tokens were given, or a cache that does not fit.
         """
         check_arguments(self, kwargs)
         cache = one_cache(cache, past_key_values)
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             raise ValueError("decoder_input_ids, decoder_inputs_embeds or labels must be given; got none of them")
         attention_mask = source_mask(self.config, input_ids, attention_mask)
+        encoded: Any = encoder_outputs
         if encoder_outputs is None:
-            encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds)
-        memory = encoder_outputs[0]
+            encoded = self.encoder(input_ids, attention_mask, inputs_embeds, **{**kwargs, "return_dict": True})
+        elif isinstance(encoder_outputs, (tuple, list)):
+            encoded = dict(zip(_ENCODED, encoder_outputs, strict=False))
+        memory = encoded["last_hidden_state"]
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
-        if use_cache and cache is None:
+        if cache is not None:
+            attach_seq2seq_states(cache, _attention(self.config))
+        elif use_cache:
             cache = _cache(self.config)
-        x = self.decoder(
-            decoder_input_ids, memory, attention_mask, decoder_attention_mask, decoder_inputs_embeds, cache
-        )
-        result = output(Seq2SeqModelOutput, cache, last_hidden_state=x, encoder_last_hidden_state=memory)
-        return result if kwargs.get("return_dict", True) else result.to_tuple()
+        decoded: Any = self.decoder(
+            decoder_input_ids, memory, attention_mask, decoder_attention_mask, decoder_inputs_embeds, cache,
+            **{**kwargs, "return_dict": True},
+        )  # fmt: skip
+        return output(
+            Seq2SeqModelOutput, cache, last_hidden_state=decoded.last_hidden_state,
+            decoder_hidden_states=decoded.hidden_states, decoder_attentions=decoded.attentions,
+            cross_attentions=decoded.cross_attentions, encoder_last_hidden_state=memory,
+            encoder_hidden_states=encoded.get("hidden_states"), encoder_attentions=encoded.get("attentions"),
+        )  # fmt: skip
 
 
 class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixin):
@@ -278,6 +311,7 @@ class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixi
         shifted = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
         return shifted.masked_fill(shifted == -100, pad)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -317,21 +351,19 @@ class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixi
             use_cache = bool(use_cache)
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-        return_dict, items = kwargs.pop("return_dict", True), kwargs.pop("num_items_in_batch", None)
+        items = kwargs.pop("num_items_in_batch", None)
         outputs: Any = self.model(
             input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, encoder_outputs,
-            one_cache(cache, past_key_values), inputs_embeds, decoder_inputs_embeds, use_cache, **kwargs,
+            one_cache(cache, past_key_values), inputs_embeds, decoder_inputs_embeds, use_cache,
+            **{**kwargs, "return_dict": True},
         )  # fmt: skip
         logits = self.lm_head(outputs.last_hidden_state)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
             loss = loss / ((labels != -100).sum() if items is None else items)
-        result = output(
-            Seq2SeqLMOutput, getattr(outputs, CACHE), loss=loss, logits=logits,
-            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
-        )  # fmt: skip
-        return result if return_dict else result.to_tuple()
+        rest = {key: value for key, value in outputs.items() if key not in ("last_hidden_state", CACHE)}
+        return output(Seq2SeqLMOutput, getattr(outputs, CACHE), loss=loss, logits=logits, **rest)
 
     def _prepare_text_encoder_decoder_kwargs_for_generation(
         self, inputs_tensor: Tensor, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
@@ -367,6 +399,10 @@ def source_mask(config: LightConvConfig, input_ids: Tensor | None, attention_mas
     return attention_mask
 
 
+def _attention(config: LightConvConfig) -> list[bool]:
+    """Whether the layers of the decoder have self-attention."""
+    return [config.decoder_mixer == "attention"] * config.decoder_layers
+
+
 def _cache(config: LightConvConfig) -> EncoderDecoderCache:
-    attention = [config.decoder_mixer == "attention"] * config.decoder_layers
-    return EncoderDecoderCache(decoder_cache(attention), DynamicCache())
+    return EncoderDecoderCache(decoder_cache(_attention(config)), DynamicCache())
