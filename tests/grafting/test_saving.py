@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 import dynaconv
 
-from .support import grafted, tokens, vanilla
+from .support import assert_close, grafted, tokens, vanilla
 
 
 def test_saved_and_loaded_in_a_new_process(tmp_path):
@@ -19,12 +19,16 @@ def test_saved_and_loaded_in_a_new_process(tmp_path):
         grafted(family, "all_linear").save_pretrained(tmp_path / family)
     code = (
         f"import sys, torch, dynaconv\ntorch.set_num_threads({torch.get_num_threads()})\nids = torch.load('ids.pt')\n"
-        "torch.save([dynaconv.from_pretrained(name).eval()(ids).logits for name in sys.argv[1:]], 'logits.pt')"
+        "models = [dynaconv.from_pretrained(name).eval() for name in sys.argv[1:]]\n"
+        "torch.save([(model.state_dict(), model(ids).logits) for model in models], 'loaded.pt')"
     )
     subprocess.run([sys.executable, "-c", code, *families], check=True, cwd=tmp_path)
-    for family, logits in zip(families, torch.load(tmp_path / "logits.pt")):
+    for family, (weights, logits) in zip(families, torch.load(tmp_path / "loaded.pt")):
         model = grafted(family, "all_linear")
-        assert torch.equal(logits, model(tokens()).logits)
+        expected = model.state_dict()
+        assert weights.keys() == expected.keys()
+        assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+        assert_close(logits, model(tokens()).logits)
         plain = AutoModelForCausalLM.from_pretrained(tmp_path / family).eval()
         assert torch.equal(plain(tokens()).logits, dynaconv.ungraft(model)(tokens()).logits)
 
