@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from dynaconv.tasks.translation import translator as module
+from dynaconv.tasks.translation.report import translate_files
 from dynaconv.tasks.translation.translator import Translator
 
 from ..conftest import toy_pairs
@@ -98,6 +100,18 @@ def test_interrupted_after_the_first_lines(toy_run, tmp_path, whole, from_file):
     assert (first + output).endswith("\n")
     assert 3 <= len(lines) < len(LINES * 50)
     assert lines == (whole * 50)[: len(lines)]
+
+
+@pytest.mark.parametrize("nbest", [1, 2])
+def test_a_line_is_written_in_one_piece(toy_run, tmp_path, monkeypatch, nbest):
+    """Wherever an interruption falls, between two calls of write: what was written ends with a line's end."""
+    (tmp_path / "lines.txt").write_text("\n".join(LINES[:4]) + "\n", encoding="utf-8")
+    pieces = []
+    stream = SimpleNamespace(write=pieces.append, flush=lambda: None)
+    monkeypatch.setattr(sys, "stdout", stream)
+    translate_files(toy_run, [tmp_path / "lines.txt"], nbest=nbest, beams=2, device="cpu")
+    assert len(pieces) == 4 * nbest
+    assert all(piece.endswith("\n") and piece.count("\n") == 1 for piece in pieces)
 
 
 def test_lines_that_are_typed_are_answered(toy_run, whole):

@@ -39,8 +39,9 @@ def translate_files(model: Path, files: Sequence[Path], *, nbest: int, device: s
                 for hypotheses in window:
                     number += 1
                     for text, score in hypotheses:
-                        # Flushed one by one: a pipe takes a line whole or, interrupted, not at all.
-                        print(text if nbest == 1 else f"{number}\t{score:.4f}\t{text}", flush=True)
+                        # A line and its end in one piece: a pipe takes both or, interrupted, neither.
+                        sys.stdout.write(f"{text}\n" if nbest == 1 else f"{number}\t{score:.4f}\t{text}\n")
+                        sys.stdout.flush()
     seconds = time.perf_counter() - started
     logger.info("%d lines in %.1f s: %.1f sentences/s", number, seconds, number / max(seconds, 1e-9))
 
