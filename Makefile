@@ -17,7 +17,7 @@ VERSIONS := -m pip --disable-pip-version-check freeze --exclude-editable
 .PHONY: demo test test-oldest test-newest lint bench lock clean
 
 demo: .venv/.train
-	$(BIN)/dynaconv train recipes/demo.yaml --output $(DEMO) --resume
+	$(BIN)/dynaconv train recipes/translation/demo.yaml --output $(DEMO) --resume
 	$(BIN)/dynaconv evaluate $(DEMO) $(DEMO)/test.tsv --samples 5 --json $(DEMO)/scores.json
 	@echo
 	@echo "model   $(DEMO)"

@@ -25,9 +25,9 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import dynaconv
+from dynaconv.bench.machine import describe
 from dynaconv.nn import DynamicShortConv, ShortConv
 from dynaconv.nn.shortconv import Kind
-from dynaconv.tasks.bench.machine import describe
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

@@ -19,18 +19,19 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from dynaconv.bench.machine import describe
 from dynaconv.data.batching import Seq2SeqCollator, TokenBatchSampler
-from dynaconv.data.dataset import PreparedCorpus, prepare
-from dynaconv.tasks.bench.machine import describe
+from dynaconv.tasks.translation.corpus import Corpus, prepare
 from dynaconv.tasks.translation.evaluation import evaluate
-from dynaconv.tasks.translation.plots import plot_curves
-from dynaconv.tasks.translation.recipe import load_recipe
+from dynaconv.tasks.translation.recipe import Recipe
 from dynaconv.tasks.translation.translator import Translator
+from dynaconv.training.curves import plot_curves
+from dynaconv.training.recipe import load_recipe
 
 
-def training_speed(models: dict[str, Any], corpus: PreparedCorpus, max_tokens: int, rounds: int) -> dict[str, float]:
+def training_speed(models: dict[str, Any], corpus: Corpus, max_tokens: int, rounds: int) -> dict[str, float]:
     """Target tokens per second of one update each, medians over batches of the training set."""
-    sampler = TokenBatchSampler(corpus.train.source_lengths, corpus.train.target_lengths, max_tokens)
+    sampler = TokenBatchSampler.of(corpus.train, max_tokens)
     optimizers = {name: torch.optim.Adam(model.parameters(), 1e-6) for name, model in models.items()}
     collate, speeds = Seq2SeqCollator(), {name: [] for name in models}
     for _, indices in zip(tqdm(range(rounds), desc="training"), sampler, strict=False):
@@ -67,10 +68,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="write OUTPUT.json and OUTPUT.png")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    recipe = load_recipe(options.runs[0] / "recipe.yaml")
+    recipe = load_recipe(options.runs[0] / "recipe.yaml", Recipe)
     corpus = prepare(recipe.data, recipe.tokenizer)
     histories = {run.name: json.loads((run / "history.json").read_text()) for run in options.runs}
-    plot_curves(histories, options.output.with_suffix(".png"))
+    plot_curves(histories, options.output.with_suffix(".png"), ["BLEU"])
     translators = {run.name: Translator.from_pretrained(run, "cpu") for run in options.runs}
     models = {name: translator.model for name, translator in translators.items()}
     text = corpus.text["test"]
@@ -79,7 +80,7 @@ def main() -> None:
         scores = evaluate(translator, text, language=recipe.data.target_lang, beams=4)["scores"]
         losses = [entry["eval_loss"] for entry in histories[name] if "eval_loss" in entry]
         results[name] = {"parameters": models[name].num_parameters(), "validation loss": losses[-1], "scores": scores}
-    decoding = decoding_speed(translators, text.source[:300], 3)
+    decoding = decoding_speed(translators, text["source"][:300], 3)
     training = training_speed(models, corpus, recipe.train.max_tokens, options.rounds)
     table = Table(
         "run", "parameters", "test BLEU", "chrF", "validation loss", "target tokens/s", "sentences/s, 4 beams"
@@ -90,7 +91,7 @@ def main() -> None:
         loss, speeds = f"{result['validation loss']:.3f}", (f"{training[name]:,.0f}", f"{decoding[name]:.1f}")
         table.add_row(name, f"{result['parameters']:,}", *scores, loss, *speeds)
     Console().print(table)
-    settings = {"updates": recipe.train.max_steps, "test sentences": len(text.source), "rounds": options.rounds}
+    settings = {"updates": recipe.train.max_steps, "test sentences": len(text["source"]), "rounds": options.rounds}
     record = {"machine": describe(), "settings": settings, "runs": results}
     options.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
 

@@ -1,5 +1,6 @@
 """The command line: parses arguments, nothing else."""
 
+import importlib
 import logging
 import os
 import sys
@@ -12,6 +13,8 @@ try:
     from tyro.conf import Positional, arg
 except ModuleNotFoundError as missing:
     sys.exit(f'dynaconv: error: {missing}: pip install "dynaconv[train]"')
+
+from .tasks import TASKS
 
 
 @dataclass
@@ -67,9 +70,9 @@ class Evaluate:
     """Compare lower-cased text; default: where the model's recipe lower-cases."""
     compound_split: bool = False
     """Split words at hyphens for tokenized BLEU, as the paper did for WMT."""
-    json: Path | None = None
+    json_path: Annotated[Path | None, arg(name="json")] = None
     """Write scores, signatures and speed here."""
-    hypotheses: Path | None = None
+    hypotheses_path: Annotated[Path | None, arg(name="hypotheses")] = None
     """Write the translations here, one per line."""
     samples: int = 0
     """Show this many sentences with reference and translation."""
@@ -98,7 +101,7 @@ class Bench:
     """Measurements of every contestant."""
     threads: int | None = None
     """On a CPU; default: as many as PyTorch takes."""
-    compile: bool = False
+    compiled: Annotated[bool, arg(name="compile")] = False
     """Also the reference under torch.compile; takes minutes, and a C++ compiler on a CPU."""
     skip_slow: bool = False
     """Leave out "unfold + einsum", which takes most of the time and of the memory."""
@@ -108,19 +111,19 @@ class Bench:
     """Write the results here, and a plot with the suffix .png beside them."""
 
 
-_TRAIN = """Train a translation model from a recipe.
+_TRAIN = """Train a model from a recipe, which says for which task.
 
 Any value of the recipe can be overridden: --section.key VALUE. The run folder gets the resolved recipe, checkpoints,
 TensorBoard logs, curves.png and the model.
 
-Example: dynaconv train recipes/demo.yaml --output runs/demo --train.max_steps 2000"""
+Example: dynaconv train recipes/translation/demo.yaml --output runs/demo --train.max_steps 2000"""
 
 _DATA = """Fetch, clean, split and tokenize the data of a recipe, and show what came of it.
 
-Example: dynaconv data recipes/demo.yaml --data.valid_size 500"""
+Example: dynaconv data recipes/translation/demo.yaml --data.valid_size 500"""
 
 _COMMANDS = {
-    "train": "train a translation model from a recipe",
+    "train": "train a model from a recipe",
     "translate": "translate lines of text with a trained model",
     "evaluate": "score a trained model on a test set",
     "data": "prepare the data of a recipe and describe it",
@@ -139,7 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
         if command in ("-h", "--help"):
             print(_usage())
         elif command == "--version":
-            from .tasks.versions import describe_versions
+            from .versions import describe_versions
 
             print(describe_versions())
         elif command in _COMMANDS:
@@ -175,42 +178,46 @@ def _usage() -> str:
     )
 
 
-def _parse_recipe(command: str, description: str, arguments: list[str], run_options: bool) -> Any:
-    from .tasks.translation.recipe import Recipe, check_recipe, load_recipe
+def _parse_recipe(command: str, description: str, arguments: list[str], run_options: bool) -> tuple[str, Any]:
+    """The task and the options, of which `recipe` is one."""
+    from .training.recipe import check_recipe, read_recipe
 
     path = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if path is None and not {"-h", "--help"} & set(arguments):
         raise ValueError(f"give the recipe first: dynaconv {command} RECIPE.yaml [options]")
-    recipe = load_recipe(path) if path else Recipe()
+    content = read_recipe(path) if path else {}
+    task = content.get("task", TASKS[0])  # recipes from before there were others do not say it
+    if task not in TASKS:
+        raise ValueError(f"{path}: no task {task!r}: there are {', '.join(TASKS)}")
+    kind = _task(task, "recipe").Recipe
+    recipe = check_recipe(content, kind, str(path))
 
     @dataclass
-    class Run:
+    class Prepare:
         recipe_file: Positional[Path]
-        """A YAML file, such as recipes/demo.yaml."""
-        recipe: Annotated[Recipe, arg(name="")] = field(default_factory=lambda: recipe)
+        """A YAML file, such as recipes/translation/demo.yaml."""
+        recipe: Annotated[kind, arg(name="")] = field(default_factory=lambda: recipe)
+
+    @dataclass
+    class Run(Prepare):
         output: Path = Path("runs") / Path(path or "RECIPE").stem
         """Folder of the run."""
         resume: bool = False
         """Go on from the last checkpoint in the run folder."""
 
-    @dataclass
-    class Prepare:
-        recipe_file: Positional[Path]
-        """A YAML file, such as recipes/demo.yaml."""
-        recipe: Annotated[Recipe, arg(name="")] = field(default_factory=lambda: recipe)
+    options = Run if run_options else Prepare
+    parsed = tyro.cli(options, prog=f"dynaconv {command}", description=description, args=arguments)
+    parsed.recipe = check_recipe(asdict(parsed.recipe), kind, "options")
+    return task, parsed
 
-    parsed = tyro.cli(
-        Run if run_options else Prepare, prog=f"dynaconv {command}", description=description, args=arguments
-    )
-    parsed.recipe = check_recipe(asdict(parsed.recipe), "options")
-    return parsed
+
+def _task(task: str, module: str) -> Any:
+    return importlib.import_module(f".tasks.{task}.{module}", __package__)
 
 
 def _train(arguments: list[str]) -> None:
-    run = _parse_recipe("train", _TRAIN, arguments, run_options=True)
-    from .tasks.translation.training import train
-
-    train(run.recipe, run.output, resume=run.resume)
+    task, run = _parse_recipe("train", _TRAIN, arguments, run_options=True)
+    _task(task, "training").train(run.recipe, run.output, resume=run.resume)
     print(
         f"model   {run.output}\ncurves  {run.output / 'curves.png'}\n"
         f"next    dynaconv evaluate {run.output} {run.output / 'test.tsv'}"
@@ -218,51 +225,28 @@ def _train(arguments: list[str]) -> None:
 
 
 def _data(arguments: list[str]) -> None:
-    recipe = _parse_recipe("data", _DATA, arguments, run_options=False).recipe
-    from .tasks.translation.report import describe_corpus
-
-    describe_corpus(recipe)
+    task, options = _parse_recipe("data", _DATA, arguments, run_options=False)
+    _task(task, "report").describe_corpus(options.recipe)
 
 
 def _translate(arguments: list[str]) -> None:
     options = tyro.cli(Translate, prog="dynaconv translate", args=arguments)
     from .tasks.translation.report import translate_files
 
-    translate_files(
-        options.model, options.files, device=options.device, beams=options.beams, nbest=options.nbest,
-        length_penalty=options.length_penalty, max_tokens=options.max_tokens,
-    )  # fmt: skip
+    translate_files(**vars(options))
 
 
 def _evaluate(arguments: list[str]) -> None:
-    options = tyro.cli(Evaluate, prog="dynaconv evaluate", args=arguments)
-    from .data.config import DataConfig
-    from .tasks.translation.report import evaluate_model, recipe_of
+    options = vars(tyro.cli(Evaluate, prog="dynaconv evaluate", args=arguments))
+    from .tasks.translation.report import evaluate_model
 
-    recipe = recipe_of(options.model)
-    trained = recipe.data if recipe else None
-    source = options.source_lang or (trained.source_lang if trained else None)
-    target = options.target_lang or (trained.target_lang if trained else None)
-    if source is None or target is None:
-        raise ValueError(f"{options.model} has no recipe.yaml: give --source-lang and --target-lang")
-    data = DataConfig(
-        format=options.format, source_lang=source, target_lang=target, source_column=options.source_column,
-        target_column=options.target_column,
-    )  # fmt: skip
-    lowercase = recipe is not None and recipe.tokenizer.lowercase if options.lowercase is None else options.lowercase
-    evaluate_model(
-        options.model, options.data, data, json_path=options.json, hypotheses_path=options.hypotheses,
-        samples=options.samples, device=options.device, beams=options.beams, length_penalty=options.length_penalty,
-        max_tokens=options.max_tokens, lowercase=lowercase, compound_split=options.compound_split,
-    )  # fmt: skip
+    names = ("format", "source_lang", "target_lang", "source_column", "target_column")
+    data = {name: options.pop(name) for name in names}
+    evaluate_model(options.pop("model"), options.pop("data"), data=data, **options)
 
 
 def _bench(arguments: list[str]) -> None:
     options = tyro.cli(Bench, prog="dynaconv bench", args=arguments)
-    from .tasks.bench.suite import bench
+    from .bench.suite import bench
 
-    bench(
-        options.device, shape=options.shape, dtype=options.dtype, operators=options.operators, rounds=options.rounds,
-        threads=options.threads, compiled=options.compile, skip_slow=options.skip_slow, startup=options.startup,
-        output=options.output,
-    )  # fmt: skip
+    bench(**vars(options))

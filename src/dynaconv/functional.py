@@ -54,6 +54,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import check_cu_seqlens, check_filters, check_state_indices, check_tensor, check_tokens, shape
 from .kernels.availability import cpu_kernels_run
 from .kernels.options import Options, compute_dtype
 from .kernels.reference.operators import convolve
@@ -62,7 +63,6 @@ from .kernels.sequences import final_states, next_states, write_rows
 __all__ = ["backend", "dynamic_conv", "left_padding", "lowrank_conv", "rollback", "static_conv"]
 
 Padding = Literal["causal", "same"] | int
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _BACKENDS = ("reference", "cpu", "triton")
 
 
@@ -109,8 +109,8 @@ def static_conv(
         normalize: None or "softmax" over W.
         **keywords: as for every operator, see :mod:`dynaconv.functional`, which also says what is returned and raised.
     """
-    _check_tensor("x", x, 3)
-    _check_filters("filters", filters, 2, x)
+    check_tensor("x", x, 3)
+    check_filters("filters", filters, 2, x)
     call = _prepare(x, filters.shape[1], **_known("static_conv", keywords))
     return call.finish(x, _run("static_conv", call, x, _normalized(filters, normalize)))
 
@@ -131,11 +131,11 @@ def dynamic_conv(
         static: [D, W] or [Hs, W], added to the (normalised) filters of every token.
         **keywords: as for every operator, see :mod:`dynaconv.functional`, which also says what is returned and raised.
     """
-    _check_tensor("x", x, 3)
-    _check_filters("filters", filters, 4, x)
-    _check_tokens("filters", "[B, T, H, W]", filters, x)
+    check_tensor("x", x, 3)
+    check_filters("filters", filters, 4, x)
+    check_tokens("filters", "[B, T, H, W]", filters, x)
     if static is not None:
-        _check_filters("static", static, 2, x, filters.shape[3])
+        check_filters("static", static, 2, x, filters.shape[3])
     call = _prepare(x, filters.shape[3], **_known("dynamic_conv", keywords))
     return call.finish(x, _run("dynamic_conv", call, x, _normalized(filters, normalize), static))
 
@@ -155,15 +155,15 @@ def lowrank_conv(
         static: [D, W] or [Hs, W], added to the filters of every token.
         **keywords: as for every operator, see :mod:`dynaconv.functional`, which also says what is returned and raised.
     """
-    _check_tensor("x", x, 3)
-    _check_tensor("codes", codes, 3, x)
-    _check_tokens("codes", "[B, T, R]", codes, x)
-    _check_tensor("basis", basis, 3, x)
+    check_tensor("x", x, 3)
+    check_tensor("codes", codes, 3, x)
+    check_tokens("codes", "[B, T, R]", codes, x)
+    check_tensor("basis", basis, 3, x)
     if basis.shape[:2] != (codes.shape[2], x.shape[2]) or basis.shape[2] == 0:
         expected = f"[{codes.shape[2]}, {x.shape[2]}, W >= 1]"
-        raise ValueError(f"basis must be [R, D, W] with the R of codes and the D of x, {expected}; got {_shape(basis)}")
+        raise ValueError(f"basis must be [R, D, W] with the R of codes and the D of x, {expected}; got {shape(basis)}")
     if static is not None:
-        _check_filters("static", static, 2, x, basis.shape[2])
+        check_filters("static", static, 2, x, basis.shape[2])
     call = _prepare(x, basis.shape[2], **_known("lowrank_conv", keywords))
     return call.finish(x, _run("lowrank_conv", call, x, codes, basis, static))
 
@@ -199,7 +199,7 @@ def rollback(state: Tensor, count: int | Tensor, width: int, *, state_indices: T
         ValueError: shapes do not agree, `count` is negative or more than the buffer has to spare, or `width` is not
             positive.
     """
-    _check_tensor("state", state, 3)
+    check_tensor("state", state, 3)
     if isinstance(width, bool) or not isinstance(width, numbers.Integral):
         raise TypeError(f"width must be an integer; got {type(width).__name__}")
     if width < 1:
@@ -208,16 +208,16 @@ def rollback(state: Tensor, count: int | Tensor, width: int, *, state_indices: T
     if state_indices is None:
         indices = torch.arange(rows, device=state.device)
     else:
-        _check_state_indices(state_indices, state, None)
+        check_state_indices(state_indices, state, None)
         indices = state_indices.long()
     counts = torch.as_tensor(count, device=state.device)
     if counts.dtype.is_floating_point or counts.dtype == torch.bool:
         raise TypeError(f"count must be an integer or a tensor of integers; got {counts.dtype}")
     if counts.dim() and counts.shape != indices.shape:
-        raise ValueError(f"count must be a number or [N] = {_shape(indices)}; got {_shape(counts)}")
+        raise ValueError(f"count must be a number or [N] = {shape(indices)}; got {shape(counts)}")
     spare = size - (width - 1)
     if spare < 0:
-        raise ValueError(f"state must be [M, S, D] with S >= W - 1 = {width - 1}; got {_shape(state)}")
+        raise ValueError(f"state must be [M, S, D] with S >= W - 1 = {width - 1}; got {shape(state)}")
     if bool(((counts < 0) | (counts > spare)).any()):
         raise ValueError(
             f"count must be in 0..{spare} (S - (W - 1)), what the state has to spare; got {counts.tolist()}"
@@ -276,9 +276,9 @@ def _prepare(
     if activation not in (None, "silu"):
         raise ValueError(f'activation must be None or "silu"; got {activation!r}')
     if bias is not None:
-        _check_tensor("bias", bias, 1, x)
+        check_tensor("bias", bias, 1, x)
         if len(bias) != D:
-            raise ValueError(f"bias must be [D] = [{D}]; got {_shape(bias)}")
+            raise ValueError(f"bias must be [D] = [{D}]; got {shape(bias)}")
     if not isinstance(residual, bool):
         raise TypeError(f"residual must be True or False; got {type(residual).__name__}")
     if isinstance(output_scale, bool) or not isinstance(output_scale, (int, float)):
@@ -298,10 +298,10 @@ def _prepare(
         raise ValueError("give either initial_state or state: both name the inputs before x")
     past = initial_state
     if past is not None:
-        _check_tensor("initial_state", past, 3, x)
+        check_tensor("initial_state", past, 3, x)
         if past.shape != (sequences, width - 1, D):
             expected = [sequences, width - 1, D]
-            raise ValueError(f"initial_state must be [N, W - 1, D] = {expected}; got {_shape(past)}")
+            raise ValueError(f"initial_state must be [N, W - 1, D] = {expected}; got {shape(past)}")
     if state is not None:
         past = _rows_of_state(x, state, state_indices, sequences, width)
     final = final_states(x, past, width - 1, cu_seqlens) if return_final_state else None
@@ -313,41 +313,18 @@ _KEYWORDS = tuple(inspect.signature(_prepare).parameters)[2:]
 
 def _rows_of_state(x: Tensor, state: Tensor, indices: Tensor | None, sequences: int, width: int) -> Tensor:
     """The inputs before each sequence, [N, W-1, D]."""
-    _check_tensor("state", state, 3, x)
+    check_tensor("state", state, 3, x)
     rows, size, channels = state.shape
     if channels != x.shape[2] or size < width - 1 or (indices is None and rows != sequences):
         expected = f"[{sequences if indices is None else 'rows'}, W - 1 = {width - 1} or more, {x.shape[2]}]"
-        raise ValueError(f"state must be [M, S, D] = {expected}; got {_shape(state)}")
+        raise ValueError(f"state must be [M, S, D] = {expected}; got {shape(state)}")
     if any(n > 1 and step == 0 for n, step in zip(state.shape, state.stride(), strict=True)):
         raise ValueError("state must not be expanded: its rows are overwritten")
     past = state[:, size - width + 1 :]
     if indices is None:
         return past
-    _check_state_indices(indices, state, sequences)
+    check_state_indices(indices, state, sequences)
     return past.index_select(0, indices.clamp(min=0)) if rows else x.new_zeros(sequences, width - 1, channels)
-
-
-def _check_state_indices(indices: Tensor, state: Tensor, sequences: int | None) -> None:
-    check_dense("state_indices", indices)
-    if not isinstance(indices, Tensor) or indices.dtype not in (torch.int32, torch.int64):
-        kind = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
-        raise TypeError(f"state_indices must be a tensor of int32 or int64; got {kind}")
-    if indices.dim() != 1 or sequences not in (None, len(indices)):
-        raise ValueError(
-            f"state_indices must be [N{'' if sequences is None else f' = {sequences}'}]; got {_shape(indices)}"
-        )
-    if indices.device != state.device:
-        raise TypeError(f"state_indices must be on the device of state, {state.device}; got {indices.device}")
-    check_rows("state_indices", indices, "state", len(state))
-
-
-def check_rows(name: str, indices: Tensor, buffer: str, rows: int) -> None:
-    """Raise ValueError unless they are different rows of a buffer, or negative."""
-    # On a GPU the values would have to be waited for: there PyTorch's own check of an index stops the process.
-    if indices.device.type == "cpu" and not torch.compiler.is_compiling():
-        used = indices[indices >= 0]
-        if bool((used >= rows).any()) or len(used.unique()) != len(used):
-            raise ValueError(f"{name} must be different rows of {buffer}, 0..{rows - 1}, or -1; got {indices.tolist()}")
 
 
 def _run(name: str, call: _Call, x: Tensor, *filters: Any) -> Tensor:
@@ -411,57 +388,3 @@ def _triton_serves(device: str) -> bool:
     from .kernels.triton.runtime import INTERPRETED
 
     return device == "cuda" or INTERPRETED
-
-
-def check_dense(name: str, tensor: object) -> None:
-    """Raise TypeError where an argument is a nested or a sparse tensor, which have no strides."""
-    if isinstance(tensor, Tensor) and (tensor.is_nested or tensor.layout != torch.strided):
-        kind = "a nested tensor, use cu_seqlens for sequences of several lengths" if tensor.is_nested else tensor.layout
-        raise TypeError(f"{name} must be a dense tensor; got {kind}")
-
-
-def _check_tensor(name: str, tensor: Tensor, dims: int, like: Tensor | None = None) -> None:
-    check_dense(name, tensor)
-    if not isinstance(tensor, Tensor) or tensor.dtype not in _DTYPES:
-        kind = f"a tensor of {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise TypeError(f"{name} must be a floating-point tensor (fp16, bf16, fp32 or fp64); got {kind}")
-    if tensor.dim() != dims:
-        raise ValueError(f"{name} must have {dims} dimensions; got shape {_shape(tensor)}")
-    if like is not None and tensor.device != like.device:
-        raise TypeError(f"{name} must be on the device of x, {like.device}; got {tensor.device}")
-
-
-def _check_filters(name: str, filters: Tensor, dims: int, x: Tensor, width: int | None = None) -> None:
-    _check_tensor(name, filters, dims, x)
-    heads, taps = filters.shape[-2:]
-    if taps == 0:
-        raise ValueError(f"{name} must have at least one tap (W >= 1); got W = 0")
-    if width not in (None, taps):
-        raise ValueError(f"{name} must have as many taps as the other filters, W = {width}; got W = {taps}")
-    if heads == 0 or x.shape[2] % heads:
-        raise ValueError(
-            f"{name} must be for a number of heads that divides D; got H = {heads}, D = {x.shape[2]} of x [B, T, D]"
-        )
-
-
-def _check_tokens(name: str, layout: str, tensor: Tensor, x: Tensor) -> None:
-    if tensor.shape[:2] != x.shape[:2]:
-        raise ValueError(f"{name} must be {layout} with the B, T of x, {_shape(x)}; got {_shape(tensor)}")
-
-
-def check_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> None:
-    """Raise TypeError or ValueError unless they are ends of sequences in x [1, T, D], whatever their values."""
-    check_dense("cu_seqlens", cu_seqlens)
-    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
-        kind = cu_seqlens.dtype if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
-        raise TypeError(f"cu_seqlens must be a tensor of int32 or int64; got {kind}")
-    if cu_seqlens.dim() != 1 or len(cu_seqlens) == 0:
-        raise ValueError(f"cu_seqlens must be [N + 1]; got {_shape(cu_seqlens)}")
-    if x.shape[0] != 1:
-        raise ValueError(f"cu_seqlens packs sequences into one row: x must be [1, T, D]; got {_shape(x)}")
-    if cu_seqlens.device != x.device:
-        raise TypeError(f"cu_seqlens must be on the device of x, {x.device}; got {cu_seqlens.device}")
-
-
-def _shape(tensor: Tensor) -> list[int]:
-    return list(tensor.shape)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dynaconv.data import DataConfig, load_parallel
-from dynaconv.data.debian import align_descriptions, read_descriptions
+from dynaconv.data.sources.debian import align_descriptions, read
+from dynaconv.tasks.translation.corpus import DataConfig, load_parallel
 
 ENGLISH = """Package: hello
 Description-md5: aaa1
@@ -59,6 +59,7 @@ Package: hello-clone
 Description-md5: ddd4
 Description-de: Beispielprogramm
 """
+GERMAN_ENGLISH = {"source": "de", "target": "en"}
 PAIRS = [
     ("Beispielprogramm", "example program"),
     ("Dieses Programm sagt Hallo.", "This program says hello."),
@@ -111,25 +112,26 @@ def test_alignment(index):
 def test_both_directions_and_the_second_call_needs_no_apt(tmp_path, index, apt_get, language):
     apt_get(APT_GET)
     other = {"de": "en", "en": "de"}[language]
-    first = read_descriptions(language, other, tmp_path / "cache")
+    columns = {"source": language, "target": other}
+    first = read("", columns, tmp_path)
     foreign, english = map(list, zip(*PAIRS, strict=True))
-    assert first == ((foreign, english) if language == "de" else (english, foreign))
-    assert read_descriptions(language, other, tmp_path / "cache") == first
+    assert first == {column: foreign if code == "de" else english for column, code in columns.items()}
+    assert read("", columns, tmp_path) == first
     assert (tmp_path / "index.log").read_text() == "run\n"
-    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".json", ""}
+    assert {path.suffix for path in (tmp_path / "debian").iterdir()} == {".json", ""}
 
 
 def test_through_load_parallel(tmp_path, apt_get):
     apt_get(APT_GET)
     splits = load_parallel(DataConfig(format="debian", valid_size=1, test_size=1), tmp_path / "cache")
-    assert sorted(pair for text in splits.values() for pair in zip(*text, strict=True)) == sorted(PAIRS)
+    assert sorted(pair for text in splits.values() for pair in zip(*text.values(), strict=True)) == sorted(PAIRS)
 
 
 def test_apt_fails(tmp_path, apt_get):
     apt_get("#!/bin/sh\necho 'W: something' >&2\necho 'E: The repository is gone.' >&2\nexit 100\n")
     with pytest.raises(RuntimeError, match=r"apt-get update failed: E: The repository is gone\.$"):
-        read_descriptions("de", "en", tmp_path / "cache")
-    assert not list((tmp_path / "cache").glob("*.json"))
+        read("", GERMAN_ENGLISH, tmp_path)
+    assert not list((tmp_path / "debian").glob("*.json"))
 
 
 def test_language_without_a_file(tmp_path, index, apt_get):
@@ -137,16 +139,16 @@ def test_language_without_a_file(tmp_path, index, apt_get):
     apt_get(APT_GET, complaint="W: Failed to fetch it.\nW: Some index files failed.")
     message = r"no package descriptions in de \(W: Failed to fetch it\.\): check the network"
     with pytest.raises(RuntimeError, match=message):
-        read_descriptions("de", "en", tmp_path / "cache")
+        read("", GERMAN_ENGLISH, tmp_path)
 
 
 def test_no_apt(tmp_path, apt_get):
     apt_get(None)
-    with pytest.raises(ValueError, match="needs apt-get, which this system does not have: use tsv"):
-        read_descriptions("de", "en", tmp_path / "cache")
+    with pytest.raises(ValueError, match="need apt-get, which this system does not have: give text"):
+        read("", GERMAN_ENGLISH, tmp_path)
 
 
 @pytest.mark.parametrize(("source", "target"), [("de", "fr"), ("en", "en"), ("zh", "en")])
 def test_unsupported_pair(tmp_path, source, target):
-    with pytest.raises(ValueError, match=f"pairs en with de, fr, it, es; got {source}-{target}"):
-        read_descriptions(source, target, tmp_path)
+    with pytest.raises(ValueError, match=f"pair en with de, fr, it, es; got {source}-{target}"):
+        read("", {"source": source, "target": target}, tmp_path)

@@ -205,7 +205,7 @@ def test_compute_matched_baseline(preset, options):
     ({"ffn": "big"}, "ffn must be one of dense, moe; got 'big'"),
     ({"mixer": "mamba"}, "mixer must be of attention, mamba2, gated_deltanet; got mamba"),
     ({"mixer": ["attention"]}, "one for each of the 2 layers; got 1"),
-    ({"placement": "x"}, 'placement must be letters of "qkv", each once, "mixer" or "all_linear"; got \'x\''),
+    ({"placement": "x"}, 'placement must be letters of "qkv", each once, or "mixer" or "all_linear"; got \'x\''),
     ({"placement": "mixer"}, "placement='mixer' names nothing: it is for layers with gated_deltanet or mamba2; got attention, for which there is qkv"),
     ({"mixer": "mamba2"}, "placement='qkv' names nothing: it is for layers with attention; got mamba2, for which there is mixer"),
     ({"num_key_value_heads": 3}, "num_attention_heads must be divisible by num_key_value_heads"),

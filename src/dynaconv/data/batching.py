@@ -9,54 +9,61 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
-PAD, EOS, NO_LABEL = 1, 2, -100
+from .arrays import TokenArrays
+from .text import EOS, PAD
+
+NO_LABEL = -100
 
 
 class TokenBatchSampler(Sampler[list[int]]):
-    """Batches of sentences of similar length, longest side x sentences at most `max_tokens`.
+    """Batches of sequences of similar length, longest x sequences at most `max_tokens`.
 
     The batches of an epoch, and their order, are a function of `seed` and of the epoch alone. Every epoch has the same
     number of batches.
 
     Args:
-        source_lengths: [N] tokens of each source sentence.
-        target_lengths: [N] tokens of each target sentence.
+        lengths: [N] tokens of each sequence; of the longest, where a row has several.
         max_tokens: cost of a batch.
-        shuffle: shuffle sentences of equal length, and the order of the batches.
+        sort_keys: [N] each, the first is decisive: what sequences of equal length are sorted by.
+        shuffle: shuffle sequences that are equal in all that, and the order of the batches.
         seed: of the shuffling.
         multiple_of: repeat some batches, so that their number is a multiple of this (processes x accumulation).
 
     Raises:
-        ValueError: a sentence alone is over `max_tokens`, or there is none.
+        ValueError: a sequence alone is over `max_tokens`, or there is none.
     """
 
     def __init__(
         self,
-        source_lengths: Sequence[int] | np.ndarray,
-        target_lengths: Sequence[int] | np.ndarray,
+        lengths: Sequence[int] | np.ndarray,
         max_tokens: int,
         *,
+        sort_keys: Sequence[np.ndarray] = (),
         shuffle: bool = True,
         seed: int = 0,
         multiple_of: int = 1,
     ):
-        if len(source_lengths) == 0:
-            raise ValueError("there are no sentences to make batches of")
-        self.target_lengths = np.asarray(target_lengths)
-        self.longer_lengths = np.maximum(source_lengths, target_lengths)
-        longest = self.longer_lengths.max()
-        if longest > max_tokens:
+        if len(lengths) == 0:
+            raise ValueError("there are no sequences to make batches of")
+        self.lengths, self.sort_keys = np.asarray(lengths), tuple(sort_keys)
+        if self.lengths.max() > max_tokens:
             raise ValueError(
-                f"a sentence has {longest} tokens but a batch may have {max_tokens}: raise train.max_tokens, or drop "
-                "long sentences (of the training text: lower data.max_words)"
+                f"a sequence has {self.lengths.max()} tokens but a batch may have {max_tokens}: raise max_tokens, or "
+                "drop long sequences"
             )
         self.shuffle, self.seed, self.multiple_of, self.epoch = shuffle, seed, multiple_of, 0
         # Where batches begin depends on the sorted lengths only, so every epoch has the same number of them.
         self._starts = [0]
-        for i, length in enumerate(np.sort(self.longer_lengths).tolist()):
-            # The last sentence of a batch is the longest and sets its cost.
+        for i, length in enumerate(np.sort(self.lengths).tolist()):
+            # The last sequence of a batch is the longest and sets its cost.
             if length * (i - self._starts[-1] + 1) > max_tokens:
                 self._starts.append(i)
+
+    @classmethod
+    def of(cls, arrays: TokenArrays, max_tokens: int, **options: Any) -> "TokenBatchSampler":
+        """Batches of rows: the longest sequence of each counts, rows that agree in it are sorted by the last one."""
+        lengths = list(arrays.lengths.values())
+        return cls(np.maximum.reduce(lengths), max_tokens, sort_keys=lengths[-1:], **options)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the batches of another epoch."""
@@ -73,23 +80,23 @@ class TokenBatchSampler(Sampler[list[int]]):
             yield batches[i].tolist()
 
     def _order(self, rng: np.random.Generator | None) -> np.ndarray:
-        """Indices by longer side, then by target length, ties in random order."""
-        count = len(self.longer_lengths)
+        """Indices by length, then by the other keys, ties in random order."""
+        count = len(self.lengths)
         ties = np.arange(count) if rng is None else rng.random(count)
-        return np.lexsort((ties, self.target_lengths, self.longer_lengths))
+        return np.lexsort((ties, *reversed(self.sort_keys), self.lengths))
 
 
 class Seq2SeqCollator:
-    """Pairs of token ids to a batch: `input_ids`, `attention_mask`, `decoder_input_ids`, `labels`, [B, T] int64."""
+    """Pairs of sequences to a batch: `input_ids`, `attention_mask`, `decoder_input_ids`, `labels`, [B, T] int64."""
 
     def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Pad on the right; decoder inputs are the labels shifted right, starting with the end of sentence.
+        """Pad on the right; decoder inputs are the labels shifted right, starting with the end of sequence.
 
         Args:
-            pairs: {"input_ids": [S], "labels": [T]}, integers, as from a `PairDataset`.
+            pairs: {"source": [S], "target": [T]}, integers, as from :class:`~dynaconv.data.arrays.TokenArrays`.
         """
         sources, targets = (
-            [torch.from_numpy(np.asarray(pair[key], np.int64)) for pair in pairs] for key in ("input_ids", "labels")
+            [torch.from_numpy(np.asarray(pair[key], np.int64)) for pair in pairs] for key in ("source", "target")
         )
         padded = pad_sequence(targets, batch_first=True, padding_value=PAD)
         return {

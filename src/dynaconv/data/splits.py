@@ -1,13 +1,11 @@
-"""Splits without near-duplicates on both sides."""
+"""Splits of which no row nearly repeats one of another, in any column."""
 
 import random
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .corpus import ParallelText
+from .text import Text, count_rows, take
 
 _EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 
@@ -22,24 +20,33 @@ def near_duplicate_key(text: str) -> str:
     return " ".join(word for word in words if word.isalpha() or _is_marked_word(word)) or folded
 
 
-def near_duplicate_groups(text: "ParallelText") -> list[int]:
-    """Label each pair with its group: pairs whose sources or targets have the same key, transitively.
+def near_duplicate_groups(text: Text) -> list[int]:
+    """Label each row with its group: rows that have a key in common in any column, transitively.
 
     Returns:
         [N] index of a member that stands for the group.
     """
-    parent = list(range(len(text.source)))
+    parent = list(range(count_rows(text)))
 
     def find(i: int) -> int:
         while parent[i] != i:
             parent[i] = i = parent[parent[i]]
         return i
 
-    for lines in text:
+    for lines in text.values():
         first: dict[str, int] = {}
         for i, line in enumerate(lines):
             parent[find(i)] = find(first.setdefault(near_duplicate_key(line), i))
     return [find(i) for i in range(len(parent))]
+
+
+def without_near_duplicates(text: Text, held_out: Sequence[Text]) -> Text:
+    """The rows of a text that have no key in common with a held-out row, in any column."""
+    keys = {column: {near_duplicate_key(line) for other in held_out for line in other[column]} for column in text}
+    repeated = {
+        i for column, lines in text.items() for i, line in enumerate(lines) if near_duplicate_key(line) in keys[column]
+    }
+    return take(text, [i for i in range(count_rows(text)) if i not in repeated])
 
 
 def hold_out(groups: Sequence[int], sizes: Sequence[int], seed: int) -> tuple[list[list[int]], list[int]]:
@@ -63,8 +70,8 @@ def hold_out(groups: Sequence[int], sizes: Sequence[int], seed: int) -> tuple[li
     for size in sizes:
         if size >= left:
             raise ValueError(
-                f"cannot hold out {size:,} of {left:,} pairs: lower data.valid_size and data.test_size, or give "
-                "more text (near-duplicates of a pair do not count)"
+                f"cannot hold out {size:,} of {left:,} rows: hold out fewer, or give more text (near-duplicates of a "
+                "row do not count)"
             )
         left -= size
     rng = random.Random(seed)  # noqa: S311

@@ -1,65 +1,95 @@
 """Byte-pair encoding, trained with `tokenizers` and kept as Hugging Face tokenizers."""
 
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from .config import TokenizerConfig
-from .corpus import ParallelText
+from .text import EOS, SPECIAL_TOKENS, Text
 
-SPECIAL_TOKENS = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}  # ids 0 to 3
-BOS, PAD, EOS, UNK = range(4)
+Tokenizers = dict[str, PreTrainedTokenizerFast]
+"""{column: tokenizer}, the same object where columns share a vocabulary."""
 
 
-def train_tokenizers(
-    text: ParallelText, config: TokenizerConfig
-) -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
-    """Learn a vocabulary for each language, or one for both.
+@dataclass
+class TokenizerConfig:
+    """Byte-pair encoding."""
+
+    vocab_size: int = 8000
+    """Of each vocabulary, special tokens included."""
+    joint: bool = True
+    """One vocabulary for both languages."""
+    lowercase: bool = False
+    """Lower-case all text; translations come out in lower case."""
+
+
+def train_tokenizers(text: Text, config: TokenizerConfig) -> Tokenizers:
+    """Learn a vocabulary for each column, or one for all.
 
     Characters beyond a third of the vocabulary, the rarest, become `<unk>`. A text with few different words may give
     a smaller vocabulary than asked for.
 
     Returns:
-        (source, target); the same object where they share a vocabulary. `tokenizer(text)` ends with `</s>`. Text that
-        looks like a special token is text.
+        {column: tokenizer}. `tokenizer(text)` ends with `</s>`. Text that looks like a special token is text.
 
     Raises:
         ValueError: the vocabulary is too small for the alphabet of the text.
     """
     if config.joint:
-        joint = _train(text.source + text.target, config)
-        return joint, joint
-    return _train(text.source, config), _train(text.target, config)
+        return dict.fromkeys(text, _train([line for lines in text.values() for line in lines], config))
+    return {column: _train(lines, config) for column, lines in text.items()}
 
 
-def save_tokenizers(source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast, directory: Path) -> None:
-    """Write the tokenizers of a model: into its folder, or two folders in it where they differ."""
-    if source is target:
-        source.save_pretrained(directory)
+def save_tokenizers(tokenizers: Tokenizers, directory: Path) -> None:
+    """Write the tokenizers of a model: into its folder, or a folder in it for each column where they differ."""
+    first, *others = tokenizers.values()
+    if all(other is first for other in others):
+        first.save_pretrained(directory)
     else:
-        source.save_pretrained(directory / "source_tokenizer")
-        target.save_pretrained(directory / "target_tokenizer")
+        for column, tokenizer in tokenizers.items():
+            tokenizer.save_pretrained(directory / f"{column}_tokenizer")
 
 
-def load_tokenizers(directory: Path) -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
+def load_tokenizers(directory: Path, columns: Iterable[str]) -> Tokenizers:
     """Read what :func:`save_tokenizers` wrote.
 
     Raises:
         FileNotFoundError: no tokenizer there.
     """
-    if (directory / "source_tokenizer").is_dir():
-        source, target = (
-            PreTrainedTokenizerFast.from_pretrained(directory / f"{side}_tokenizer") for side in ("source", "target")
-        )
-        return source, target
+    folders = {column: directory / f"{column}_tokenizer" for column in columns}
+    if all(folder.is_dir() for folder in folders.values()):
+        return {column: PreTrainedTokenizerFast.from_pretrained(folder) for column, folder in folders.items()}
     if not (directory / "tokenizer.json").is_file():
-        raise FileNotFoundError(
-            f"no tokenizer in {directory} (tokenizer.json, or source_tokenizer and target_tokenizer)"
-        )
-    joint = PreTrainedTokenizerFast.from_pretrained(directory)
-    return joint, joint
+        names = " and ".join(folder.name for folder in folders.values())
+        raise FileNotFoundError(f"no tokenizer in {directory} (tokenizer.json, or {names})")
+    return dict.fromkeys(folders, PreTrainedTokenizerFast.from_pretrained(directory))
+
+
+def tokenize(lines: list[str], tokenizer: PreTrainedTokenizerFast, title: str) -> tuple[np.ndarray, list[int]]:
+    """Ids of all lines one after the other, and the number of each line's.
+
+    Args:
+        lines: the text.
+        tokenizer: adds the end of sequence.
+        title: of the progress bar, shown for 50,000 lines and more.
+
+    Returns:
+        [sum of lengths] uint16, or uint32 for vocabularies over 65,536, and [N] lengths.
+    """
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    parts, lengths = [], []
+    with tqdm(total=len(lines), desc=title, unit="line", disable=len(lines) < 50000) as bar:
+        for start in range(0, len(lines), 10000):
+            encodings = tokenizer.backend_tokenizer.encode_batch_fast(lines[start : start + 10000])
+            parts.append(np.concatenate([np.array(encoding.ids, dtype) for encoding in encodings]))
+            lengths += [len(encoding.ids) for encoding in encodings]
+            bar.update(len(encodings))
+    return np.concatenate(parts), lengths
 
 
 def _train(lines: list[str], config: TokenizerConfig) -> PreTrainedTokenizerFast:
@@ -82,7 +112,7 @@ def _train(lines: list[str], config: TokenizerConfig) -> PreTrainedTokenizerFast
     limit = config.vocab_size // 3  # characters; rarer ones become <unk>
     if common > limit:
         raise ValueError(
-            f"tokenizer.vocab_size {config.vocab_size} is too small for text with {common} common characters: "
+            f"vocab_size {config.vocab_size} is too small for text with {common} common characters: "
             f"use at least {3 * common}, better thousands"
         )
     trainer = trainers.BpeTrainer(

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from ..models.huggingface import note_version
 from ..nn import DynamicShortConv, ShortConv, ShortConvGroup
-from ..nn.shortconv import Init, Kind
+from ..nn.shortconv import Init, Kind, check_placement
 from .modules import (
     Grafted,
     GraftedBackbone,
@@ -123,11 +123,7 @@ def ungraft(model: PreTrainedModel) -> PreTrainedModel:
 
 def _options(placement: Any, **options: Any) -> dict[str, Any]:
     """Check the options, and leave out those that say nothing."""
-    if placement != "all_linear" and (
-        not isinstance(placement, str) or not placement or set(placement) - set("qkv")
-        or len(set(placement)) < len(placement)
-    ):  # fmt: skip
-        raise ValueError(f'placement must be letters of "qkv", each once, or "all_linear"; got {placement!r}')
+    check_placement(placement, ("all_linear",))
     for name, kind in (("width", int), ("rank", int), ("head_dim", int), ("static", bool)):
         if type(options[name]) is not kind:
             raise TypeError(f"{name} must be {kind.__name__}; got {options[name]!r}")

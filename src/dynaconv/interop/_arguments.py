@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..functional import check_dense, static_conv
+from ..checks import check_dense
+from ..functional import static_conv
 
 
 def check(

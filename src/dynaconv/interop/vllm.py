@@ -8,7 +8,7 @@ Tap order is ours. Caches are [M, D, S] with S >= W-1, of which the first W-1 sl
 import torch
 from torch import Tensor
 
-from ..functional import check_rows
+from ..checks import check_rows
 from ._arguments import check, count_sequences, short_conv
 
 __all__ = ["causal_conv1d_fn", "causal_conv1d_update"]

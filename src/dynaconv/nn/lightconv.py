@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional import Padding, check_cu_seqlens, dynamic_conv, left_padding, static_conv
+from ..checks import check_cu_seqlens
+from ..functional import Padding, dynamic_conv, left_padding, static_conv
 
 
 class _Convolution(nn.Module):

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .shortconv import DynamicShortConv, ShortConv
+from .shortconv import KINDS, DynamicShortConv, ShortConv, short_conv
 from .stream import Stream
 
 ConvKind = Literal["none", "static", "headwise", "lowrank"]
-CONV_KINDS = ("none", "static", "headwise", "lowrank")
+CONV_KINDS = ("none", *KINDS)
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -155,13 +155,11 @@ class RecurrentMixer(nn.Module):
         self.dt_bias = nn.Parameter(torch.empty(num_heads, **factory))
         options: dict[str, Any] = {"bias": conv_bias, "activation": "silu", "residual": False, **factory}
         self.conv: ShortConv | DynamicShortConv | None = None
-        if conv == "static":
-            self.conv = ShortConv(sum(conv_sizes), width, **options)
-        elif conv != "none":
-            if conv == "headwise":
-                check_multiple("channels of the convolution", sum(conv_sizes), "conv_head_dim", conv_head_dim)
-            options |= {"rank": rank} if conv == "lowrank" else {"head_dim": conv_head_dim}
-            self.conv = DynamicShortConv(sum(conv_sizes), width, condition_dim=dim, **options)
+        if conv == "headwise":
+            check_multiple("channels of the convolution", sum(conv_sizes), "conv_head_dim", conv_head_dim)
+        if conv != "none":
+            sizes_of_filters = {"width": width, "rank": rank, "head_dim": conv_head_dim, "condition_dim": dim}
+            self.conv = short_conv(sum(conv_sizes), conv, **sizes_of_filters, **options)
 
     @torch.no_grad()
     def _reset_time_steps(self) -> None:

@@ -6,7 +6,8 @@ Dims: B batch, T tokens, D channels, W taps, R rank, H heads of D // H channels,
 """
 
 import math
-from typing import Any, Literal
+from collections.abc import Collection
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,15 @@ from .stream import Stream
 Init = Literal["paper", "identity"]
 Kind = Literal["lowrank", "headwise", "static"]
 Padding = Literal["causal", "same"]
-KINDS = ("lowrank", "headwise", "static")
+KINDS: tuple[str, ...] = get_args(Kind)
+
+
+def check_placement(placement: Any, others: Collection[str]) -> None:
+    """Raise ValueError unless a placement of convolutions is letters of "qkv", each once, or one of the other names."""
+    letters = isinstance(placement, str) and len(set(placement) & set("qkv")) == len(placement) > 0
+    if placement not in others and not letters:
+        names = " or ".join(f'"{name}"' for name in others)
+        raise ValueError(f'placement must be letters of "qkv", each once, or {names}; got {placement!r}')
 
 
 class _ShortConvolution(nn.Module):
@@ -257,6 +266,33 @@ class DynamicShortConv(_ShortConvolution):
         return f"{super().extra_repr()}, {kind}, static={self.static is not None}{made}"
 
 
+def short_conv(
+    dim: int, kind: Kind, *, width: int = 4, rank: int = 16, head_dim: int = 16, condition_dim: int | None = None,
+    projection: bool = True, **options: Any,
+) -> ShortConv | DynamicShortConv:  # fmt: skip
+    """A short convolution by the name of its kind.
+
+    Args:
+        dim: D, channels.
+        kind: "lowrank", "headwise" or "static".
+        width: W, taps.
+        rank: R, of kind "lowrank".
+        head_dim: channels that share a filter, of kind "headwise"; divides D.
+        condition_dim: see :class:`DynamicShortConv`; not of kind "static".
+        projection: the same.
+        **options: of the module.
+
+    Raises:
+        ValueError: no such kind, or sizes or options that do not fit.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
+    if kind == "static":
+        return ShortConv(dim, width, **options)
+    options |= {"rank": rank} if kind == "lowrank" else {"head_dim": head_dim}
+    return DynamicShortConv(dim, width, condition_dim=condition_dim, projection=projection, **options)
+
+
 class ShortConvGroup(nn.Module):
     """Short convolutions of several tensors, say queries, keys and values, whose filters are made from one input.
 
@@ -282,19 +318,15 @@ class ShortConvGroup(nn.Module):
         head_dim: int = 16, **options: Any,
     ):  # fmt: skip
         super().__init__()
-        if kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
         self.condition_dim, self.kind, self.width = condition_dim, kind, width
-        if kind == "static":
-            self.convs = nn.ModuleDict({name: ShortConv(dim, width, **options) for name, dim in dims.items()})
-            self.sizes, self.projection = [], None
-            return
-        options |= {"rank": rank} if kind == "lowrank" else {"head_dim": head_dim}
-        convs = {name: DynamicShortConv(dim, width, projection=False, **options) for name, dim in dims.items()}
-        self.sizes = [conv.filter_size for conv in convs.values()]
+        options |= {"width": width, "rank": rank, "head_dim": head_dim, "projection": False}
+        convs = {name: short_conv(dim, kind, **options) for name, dim in dims.items()}
         self.convs = nn.ModuleDict(convs)
+        self.sizes = [conv.filter_size for conv in convs.values() if isinstance(conv, DynamicShortConv)]
         factory = {name: options[name] for name in ("device", "dtype") if name in options}
-        self.projection = FilterProjection(condition_dim, sum(self.sizes), kind == "lowrank", **factory)
+        self.projection = (
+            FilterProjection(condition_dim, sum(self.sizes), kind == "lowrank", **factory) if self.sizes else None
+        )
 
     def conditions(self, source: Tensor) -> dict[str, Tensor]:
         """What `forward` needs of the input [B, T, C], by name; empty for static filters."""

@@ -9,7 +9,7 @@ What mamba_ssm imports is in :mod:`.cpp_functions`; vLLM's form of the functions
 import torch
 from torch import Tensor
 
-from ...functional import check_rows
+from ...checks import check_rows
 from ...kernels.sequences import final_states, sequence_ends
 from .._arguments import check, count_sequences, separate_sequences, short_conv
 

@@ -5,12 +5,13 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 
+from ...nn.recurrence import CONV_KINDS
+from ...nn.shortconv import check_placement
 from ..huggingface import CACHE_NAMES
 from ..presets import Presets
 
 MIXERS = ("attention", "mamba2", "gated_deltanet")
 FFNS = ("dense", "moe")
-CONVS = ("none", "static", "headwise", "lowrank")
 _POSITIVE = (
     "hidden_size", "intermediate_size", "num_attention_heads", "conv_width", "conv_rank", "conv_head_dim",
     "mamba_head_dim", "mamba_state_size", "mamba_groups", "delta_head_dim", "chunk_size", "num_experts",
@@ -137,7 +138,7 @@ class DynaConvConfig(Presets, PreTrainedConfig):
 
     def check(self) -> None:
         """Raise ValueError where values do not fit together."""
-        for name, value, choices in (("ffn", self.ffn, FFNS), ("conv", self.conv, CONVS)):
+        for name, value, choices in (("ffn", self.ffn, FFNS), ("conv", self.conv, CONV_KINDS)):
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
         if unknown := set(self.mixers) - set(MIXERS):
@@ -215,11 +216,7 @@ class DynaConvConfig(Presets, PreTrainedConfig):
 
     def _check_placement(self) -> None:
         named = self.placement in ("mixer", "all_linear")
-        letters = set(self.placement)
-        if not named and (not letters or letters - set("qkv") or len(letters) < len(self.placement)):
-            raise ValueError(
-                f'placement must be letters of "qkv", each once, "mixer" or "all_linear"; got {self.placement!r}'
-            )
+        check_placement(self.placement, ("mixer", "all_linear"))
         if self.conv in ("none", "static"):
             return
         needed = {"attention"} if not named else {"mamba2", "gated_deltanet"} if self.placement == "mixer" else MIXERS

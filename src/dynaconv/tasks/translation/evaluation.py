@@ -6,7 +6,7 @@ from typing import Any
 
 from sacrebleu.metrics import BLEU, CHRF
 
-from ...data.corpus import ParallelText
+from ...data.text import Text
 from .translator import Translator
 
 
@@ -51,7 +51,7 @@ def score(
     return results
 
 
-def evaluate(translator: Translator, text: ParallelText, *, language: str, **options: Any) -> dict[str, Any]:
+def evaluate(translator: Translator, text: Text, *, language: str, **options: Any) -> dict[str, Any]:
     """Translate a test set and score it.
 
     Args:
@@ -65,10 +65,10 @@ def evaluate(translator: Translator, text: ParallelText, *, language: str, **opt
     """
     scoring = {name: options.pop(name) for name in ("lowercase", "compound_split") if name in options}
     started = time.perf_counter()
-    hypotheses = [best[0].text for best in translator.translate(text.source, progress=True, **options)]
+    hypotheses = [best[0].text for best in translator.translate(text["source"], progress=True, **options)]
     seconds = time.perf_counter() - started
     return {
-        "scores": score(hypotheses, text.target, language=language, **scoring),
+        "scores": score(hypotheses, text["target"], language=language, **scoring),
         "hypotheses": hypotheses,
         "sentences": len(hypotheses),
         "seconds": round(seconds, 2),

@@ -2,12 +2,9 @@
 
 import json
 import logging
-import os
-import select
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,11 @@ from rich.table import Column, Table
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ...data.config import DataConfig
-from ...data.corpus import read_parallel
+from ...data.lines import count_lines, read_lines
+from ...training.recipe import load_recipe
+from .corpus import DataConfig, prepare, read_parallel
 from .evaluation import evaluate
-from .recipe import Recipe, load_recipe
+from .recipe import Recipe
 from .translator import Translator
 
 logger = logging.getLogger("dynaconv")
@@ -33,7 +31,7 @@ def translate_files(model: Path, files: Sequence[Path], *, nbest: int, device: s
     translator = Translator.from_pretrained(model, device)
     started, number = time.perf_counter(), 0
     with logging_redirect_tqdm():
-        lines, total = _read_lines(files), _count_lines(files)
+        lines, total = read_lines(files), count_lines(files)
         for window in translator.stream(lines, nbest=nbest, progress=True, total=total, **options):
             with tqdm.external_write_mode():
                 for hypotheses in window:
@@ -46,28 +44,52 @@ def translate_files(model: Path, files: Sequence[Path], *, nbest: int, device: s
     logger.info("%d lines in %.1f s: %.1f sentences/s", number, seconds, number / max(seconds, 1e-9))
 
 
-def recipe_of(model: Path) -> Recipe | None:
-    """The recipe that a model was trained with: in its run folder, which may be the parent of a checkpoint."""
-    found = [path for path in (model / "recipe.yaml", model.parent / "recipe.yaml") if path.is_file()]
-    return load_recipe(found[0]) if found else None
-
-
 def evaluate_model(
-    model: Path, spec: str, data: DataConfig, *, json_path: Path | None, hypotheses_path: Path | None, samples: int,
-    device: str | None, **options: Any,
-) -> None:  # fmt: skip
-    """Score a model on a test set, print a table and samples, and write JSON and translations where asked."""
+    model: Path,
+    spec: str,
+    *,
+    data: dict[str, Any],
+    lowercase: bool | None,
+    json_path: Path | None,
+    hypotheses_path: Path | None,
+    samples: int,
+    device: str | None,
+    **options: Any,
+) -> None:
+    """Score a model on a test set, print a table and samples, and write JSON and translations where asked.
+
+    Args:
+        model: folder of a run, or of a checkpoint in it.
+        spec: the test set.
+        data: values of :class:`DataConfig` for it; languages that are None are those of the model's recipe.
+        lowercase: compare lower-cased text; None: where the model's recipe lower-cases.
+        json_path: of the scores.
+        hypotheses_path: of the translations.
+        samples: how many sentences to print.
+        device: of the model; None: a GPU if there is one.
+        **options: `beams`, `length_penalty`, `max_tokens`, `compound_split`, see :func:`evaluate`.
+
+    Raises:
+        ValueError: the languages are not known, or the test set is empty.
+    """
     for path in filter(None, (json_path, hypotheses_path)):
         if not path.parent.is_dir():
             raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
-    text = read_parallel(spec, data)
-    if not text.source:
+    recipe = _recipe_of(model)
+    for name in ("source_lang", "target_lang"):
+        data[name] = data[name] or (recipe and getattr(recipe.data, name))
+        if data[name] is None:
+            raise ValueError(f"{model} has no recipe.yaml: give --source-lang and --target-lang")
+    config = DataConfig(**data)
+    options["lowercase"] = recipe is not None and recipe.tokenizer.lowercase if lowercase is None else lowercase
+    text = read_parallel(spec, config)
+    if not text["source"]:
         raise ValueError(f"{spec} has no sentences")
-    result = evaluate(Translator.from_pretrained(model, device), text, language=data.target_lang, **options)
+    result = evaluate(Translator.from_pretrained(model, device), text, language=config.target_lang, **options)
     hypotheses = result.pop("hypotheses")
     console = Console()
-    for source, reference, hypothesis in list(zip(*text, hypotheses, strict=True))[:samples]:
-        for label, line in (("source", source), ("reference", reference), ("translation", hypothesis)):
+    for row in list(zip(*text.values(), hypotheses, strict=True))[:samples]:
+        for label, line in zip(("source", "reference", "translation"), row, strict=True):
             console.print(f"{label:<12} {line}", markup=False, highlight=False)
         console.print()
     table = Table(
@@ -89,71 +111,19 @@ def evaluate_model(
 
 def describe_corpus(recipe: Recipe) -> None:
     """Prepare the data of a recipe and print sizes and examples."""
-    from ...data.dataset import prepare
-
     corpus = prepare(recipe.data, recipe.tokenizer)
     table = Table("split", "pairs", "source tokens", "target tokens", "longest", title=str(corpus.directory))
     for split in ("train", "valid", "test"):
-        dataset = getattr(corpus, split)
-        source, target = dataset.source_lengths, dataset.target_lengths
-        longest = max(source.max(initial=0), target.max(initial=0))
-        table.add_row(split, f"{len(dataset):,}", f"{source.sum():,}", f"{target.sum():,}", str(longest))
+        lengths = list(getattr(corpus, split).lengths.values())
+        longest = max(side.max(initial=0) for side in lengths)
+        table.add_row(split, f"{len(lengths[0]):,}", *(f"{side.sum():,}" for side in lengths), str(longest))
     console = Console()
     console.print(table)
-    for source, target in list(zip(*corpus.text["test"], strict=True))[:5]:
+    for source, target in list(zip(*corpus.text["test"].values(), strict=True))[:5]:
         console.print(f"{recipe.data.source_lang}  {source}\n{recipe.data.target_lang}  {target}\n", markup=False)
 
 
-def _count_lines(files: Sequence[Path]) -> int | None:
-    """How many lines there are; None where they can be read only once, from standard input or a pipe."""
-    if not files or not all(path.is_file() for path in files):
-        return None
-    count = 0
-    for path in files:
-        with path.open("rb") as stream:
-            count += sum(1 for _ in stream)
-    return count
-
-
-def _read_lines(files: Sequence[Path]) -> Iterator[str | None]:
-    """Lines of files or standard input, None where more are to come but not yet.
-
-    Bytes that are not UTF-8 are left out, with a warning.
-    """
-    if not files and sys.stdin.isatty():
-        logger.info("reading standard input, one sentence per line; end with Ctrl-D")
-    with ExitStack() as stack:
-        sources: list[tuple[str, Iterable[bytes | None]]] = [
-            (str(path), stack.enter_context(path.open("rb"))) for path in files
-        ]
-        for name, stream in sources or [("standard input", _arriving_lines(sys.stdin.fileno()))]:
-            number = 0
-            for raw in stream:
-                if raw is None:
-                    yield None
-                    continue
-                number += 1
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8", errors="replace").rstrip("\r\n")
-                if "\ufffd" in line and "\ufffd".encode() not in raw:
-                    logger.warning("%s, line %d: not valid UTF-8, undecodable bytes are ignored", name, number)
-                yield line.replace("\ufffd", "")
-
-
-def _arriving_lines(descriptor: int) -> Iterator[bytes | None]:
-    """Lines of a file, a pipe or a terminal; None where none has come for a tenth of a second."""
-    rest: list[bytes] = []
-    while True:
-        # Windows waits for sockets only.
-        if os.name == "posix" and not select.select([descriptor], [], [], 0.1)[0]:
-            yield None
-            select.select([descriptor], [], [])
-        chunk = os.read(descriptor, 1 << 16)
-        if not chunk:
-            break
-        *lines, last = chunk.split(b"\n")
-        for line in lines:
-            yield b"".join([*rest, line])
-            rest = []
-        rest.append(last)
-    if any(rest):
-        yield b"".join(rest)
+def _recipe_of(model: Path) -> Recipe | None:
+    """The recipe that a model was trained with: in its run folder, which may be the parent of a checkpoint."""
+    found = [path for path in (model / "recipe.yaml", model.parent / "recipe.yaml") if path.is_file()]
+    return load_recipe(found[0], Recipe) if found else None

@@ -3,7 +3,7 @@
 import platform
 from importlib import metadata
 
-from .. import __version__
+from . import __version__
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numba", "triton")
 

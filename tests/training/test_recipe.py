@@ -5,28 +5,31 @@ from pathlib import Path
 
 import pytest
 
-from dynaconv.models import LightConvConfig
-from dynaconv.tasks.translation.recipe import Recipe, differences, load_recipe, save_recipe
+from dynaconv.tasks import TASKS
+from dynaconv.tasks.translation.recipe import Recipe
+from dynaconv.training.recipe import differences, load_recipe, save_recipe
 
-RECIPES = sorted((Path(__file__).parent.parent.parent / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*/*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_of_the_project(path, tmp_path):
-    recipe = load_recipe(path)
-    LightConvConfig.from_preset(recipe.model.preset, **{"vocab_size": 100, **recipe.model.overrides()})
+    recipe = load_recipe(path, Recipe)
+    assert recipe.task == path.parent.name
+    assert recipe.task in TASKS
+    recipe.model.configuration(vocab_size=100)
     save_recipe(recipe, tmp_path / "copy.yaml")
-    assert load_recipe(tmp_path / "copy.yaml") == recipe
+    assert load_recipe(tmp_path / "copy.yaml", Recipe) == recipe
 
 
 MISTAKES = {
     "misspelt key": ("train: {lerning_rate: 1}", "unknown key train.lerning_rate: did you mean learning_rate?"),
     "misspelt section": ("trian: {seed: 1}", "unknown key trian: did you mean train?"),
-    "unlike any key": ("model: {xyz: 1}", "unknown key model.xyz: there are preset, mixer"),
+    "unlike any key": ("model: {xyz: 1}", "unknown key model.xyz: there are d_model, encoder_layers"),
     "wrong type": ("train: {max_steps: many}", "train.max_steps: input should be a valid integer"),
     "wrong choice": ("model: {mixer: conv}", "model.mixer: input should be 'lightweight', 'dynamic' or 'attention'; got 'conv'"),
     "too few": ("train: {average_last: -2}", "train.average_last: input should be greater than or equal to 1; got -2"),
-    "a list": ("[1, 2]", "must hold sections (data, tokenizer, model, train); got a list"),
+    "a list": ("[1, 2]", "must hold sections, such as data, model and train; got a list"),
     "not YAML": ("train: [", "is not valid YAML"),
 }  # fmt: skip
 
@@ -37,14 +40,14 @@ def test_mistakes(case, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(content)
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        load_recipe(path)
+        load_recipe(path, Recipe)
     assert "\n" not in str(caught.value)
 
 
 def test_numbers_as_people_write_them(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("train: {learning_rate: 5e-4}")
-    recipe = load_recipe(path)
+    recipe = load_recipe(path, Recipe)
     assert recipe.train.learning_rate == 5e-4
     assert differences(Recipe(), recipe) == []
     recipe.train.seed = 7
@@ -53,4 +56,4 @@ def test_numbers_as_people_write_them(tmp_path):
 
 def test_missing_recipe(tmp_path):
     with pytest.raises(FileNotFoundError, match="no recipe .*absent.yaml: give a YAML file"):
-        load_recipe(tmp_path / "absent.yaml")
+        load_recipe(tmp_path / "absent.yaml", Recipe)

@@ -1,5 +1,6 @@
 """Learning curves."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +10,20 @@ mpl.use("Agg")
 
 from matplotlib.figure import Figure
 
-_PANELS = (
-    ("loss", "training loss"),
-    ("eval_loss", "validation loss (nats per token)"),
-    ("eval_bleu", "validation BLEU"),
-)
 
-
-def plot_curves(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def plot_curves(runs: dict[str, list[dict[str, Any]]], path: Path, metrics: Iterable[str] = ()) -> None:
     """Plot the logs of one or several runs over their updates, to a PNG file.
 
     Args:
         runs: {name: log history of the trainer}.
         path: of the file.
+        metrics: names of what the trainer measured beside the loss.
     """
-    panels = [(key, title) for key, title in _PANELS if any(key in entry for log in runs.values() for entry in log)]
+    titles = {"loss": "training loss", "eval_loss": "validation loss (nats per token)"}
+    titles |= {f"eval_{name.lower()}": f"validation {name}" for name in metrics}
+    panels = [
+        (key, title) for key, title in titles.items() if any(key in entry for log in runs.values() for entry in log)
+    ]
     figure = Figure(figsize=(5 * max(1, len(panels)), 4), layout="constrained")
     for i, (key, title) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dynaconv.tasks.translation.checkpoints import (
+from dynaconv.training.checkpoints import (
     average_weights,
     checkpoints,
     keep_last,

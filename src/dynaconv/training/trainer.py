@@ -1,9 +1,9 @@
-"""The Hugging Face trainer with batches by token count, exact losses, BLEU, and checkpoints whole or absent."""
+"""The Hugging Face trainer with batches by token count, exact losses, and checkpoints whole or absent."""
 
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,76 +16,78 @@ from transformers import (
     PreTrainedModel,
     PrinterCallback,
     ProgressCallback,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
+    Trainer,
     TrainerCallback,
+    TrainingArguments,
 )
 
-from ...data.batching import Seq2SeqCollator, TokenBatchSampler
-from ...data.dataset import PairDataset
+from ..data.arrays import TokenArrays
+from ..data.batching import NO_LABEL, TokenBatchSampler
 from .checkpoints import keep_last, publish
 
 logger = logging.getLogger("dynaconv")
 
 
 class TokenLoss:
-    """Cross-entropy with label smoothing, (1 - e) nll + e / V sum_v -log p_v, averaged over target tokens."""
+    """Cross-entropy with label smoothing, (1 - e) nll + e / V sum_v -log p_v, averaged over tokens."""
 
     def __init__(self, label_smoothing: float):
         self.label_smoothing = label_smoothing
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Logits [B, T, V] and labels [B, T], -100 where there is none, to a scalar (nats per token)."""
+        """Logits [B, T, V] and labels [B, T] aligned with them, -100 for none, to a scalar (nats per token)."""
         loss = F.cross_entropy(
             outputs.logits.float().flatten(0, 1),
             labels.flatten(),
             reduction="sum",
             label_smoothing=self.label_smoothing,
         )
-        return loss / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+        return loss / ((labels != NO_LABEL).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
-class TranslationTrainer(Seq2SeqTrainer):
-    """Trains on batches of about `max_tokens` tokens and evaluates by loss per token and BLEU.
+class TokenTrainer(Trainer):
+    """Trains on batches of about `max_tokens` tokens and evaluates by loss per token and the task's own metrics.
 
     Args:
         model: the network.
         args: everything that is not here.
-        train_dataset: pairs to train on.
-        eval_dataset: pairs for the validation loss.
-        max_tokens: batch size of one device, longest side x sentences.
+        train_dataset: rows to train on.
+        eval_dataset: rows for the validation loss.
+        collate: rows to the keyword arguments of the model, `labels` among them.
+        max_tokens: batch size of one device, longest sequence x rows.
         label_smoothing: of the training loss; the validation loss has none.
-        bleu: called with nothing to translate validation sentences and score them; None: no BLEU.
+        metrics: {name: function that measures it at each evaluation}, logged as eval_name in lower case.
         keep: number of checkpoints to keep.
-        save_tokenizers: writes the tokenizers into a checkpoint folder.
+        save_extra: writes into a checkpoint folder what the model needs beside its weights, such as tokenizers.
     """
 
     def __init__(
         self,
         *,
         model: PreTrainedModel,
-        args: Seq2SeqTrainingArguments,
-        train_dataset: PairDataset,
-        eval_dataset: PairDataset,
+        args: TrainingArguments,
+        train_dataset: TokenArrays,
+        eval_dataset: TokenArrays,
+        collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
         max_tokens: int,
         label_smoothing: float,
-        bleu: Callable[[], float] | None,
+        metrics: dict[str, Callable[[], float]],
         keep: int,
-        save_tokenizers: Callable[[Path], None],
+        save_extra: Callable[[Path], None],
     ):
-        self.max_tokens, self.bleu, self.keep, self.save_tokenizers = max_tokens, bleu, keep, save_tokenizers
+        self.max_tokens, self.metrics, self.keep, self.save_extra = max_tokens, metrics, keep, save_extra
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             compute_loss_func=TokenLoss(label_smoothing),
-            data_collator=Seq2SeqCollator(),
+            data_collator=collate,
         )
         for default in (ProgressCallback, PrinterCallback):
             self.remove_callback(default)
-        self.add_callback(ConsoleCallback())
-        # Both now: a sentence that is too long must end a run before it starts.
+        self.add_callback(ConsoleCallback(metrics))
+        # Both now: a sequence that is too long must end a run before it starts.
         self._train_loader = self._loader(train_dataset, shuffle=True)
         self.add_callback(EpochCallback(self._train_loader.batch_sampler))
         self._eval_loader = self._loader(eval_dataset, shuffle=False)
@@ -97,25 +99,32 @@ class TranslationTrainer(Seq2SeqTrainer):
         """Batches by token count, in an order that only the seed and the epoch decide."""
         return self.accelerator.prepare(self._train_loader)
 
-    def _loader(self, dataset: PairDataset, shuffle: bool) -> DataLoader:
-        sampler = TokenBatchSampler(
-            dataset.source_lengths, dataset.target_lengths, self.max_tokens, shuffle=shuffle, seed=self.args.seed,
+    def _loader(self, dataset: TokenArrays, shuffle: bool) -> DataLoader:
+        sampler = TokenBatchSampler.of(
+            dataset,
+            self.max_tokens,
+            shuffle=shuffle,
+            seed=self.args.seed,
             multiple_of=self.args.world_size * self.args.gradient_accumulation_steps if shuffle else 1,
-        )  # fmt: skip
+        )
         # A generator of its own: the loader draws from it, and a resumed run must see the global one untouched.
         return DataLoader(
-            dataset, batch_sampler=sampler, collate_fn=self.data_collator, generator=torch.Generator(),
-            num_workers=self.args.dataloader_num_workers, pin_memory=self.args.device.type == "cuda",
-        )  # fmt: skip
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            generator=torch.Generator(),
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.device.type == "cuda",
+        )
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Tensor | int | None]:
-        """Also count target tokens, for tokens per second."""
+        """Also count labels, for tokens per second."""
         samples, items = super().get_batch_samples(*args, **kwargs)
         self._tokens += 0 if items is None else int(items)
         return samples, items
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Also log target tokens per second since the last training log."""
+        """Also log labels per second since the last training log."""
         if "loss" in logs:
             now = time.perf_counter()
             logs["tokens_per_second"] = round(self._tokens / (now - self._since), 1)
@@ -124,7 +133,7 @@ class TranslationTrainer(Seq2SeqTrainer):
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Validation loss in nats per target token, without label smoothing, and BLEU of greedy translations."""
+        """Validation loss in nats per token, without label smoothing, and the metrics."""
         started = time.perf_counter()
         self._network.eval()
         sums, loss = [0.0, 0.0], TokenLoss(0.0)
@@ -135,12 +144,11 @@ class TranslationTrainer(Seq2SeqTrainer):
                 labels = batch.pop("labels")
                 with self.compute_loss_context_manager():
                     sums[0] += loss(self._network(**batch, use_cache=False), labels, 1).item()
-                sums[1] += (labels != -100).sum().item()
+                sums[1] += (labels != NO_LABEL).sum().item()
         if world > 1:
             sums = self.accelerator.reduce(torch.tensor(sums, dtype=torch.float64, device=self.args.device)).tolist()
         metrics = {"eval_loss": sums[0] / sums[1]}
-        if self.bleu is not None:
-            metrics["eval_bleu"] = round(self.bleu(), 2)
+        metrics |= {f"eval_{name.lower()}": round(measure(), 2) for name, measure in self.metrics.items()}
         self._network.train()
         self._since += time.perf_counter() - started
         self.log(metrics)
@@ -162,7 +170,7 @@ class TranslationTrainer(Seq2SeqTrainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
-                self.save_tokenizers(self._staging / name)
+                self.save_extra(self._staging / name)
                 publish(self._staging / name, directory / name)
                 shutil.rmtree(self._staging)
                 keep_last(directory, self.keep)
@@ -173,8 +181,9 @@ class TranslationTrainer(Seq2SeqTrainer):
             shutil.rmtree(self._staging, ignore_errors=True)
             logger.error(
                 "%s could not be written (%s): free some disk space; training goes on, earlier checkpoints are intact",
-                name, error,
-            )  # fmt: skip
+                name,
+                error,
+            )
         finally:
             self._staging = None
 
@@ -193,14 +202,19 @@ class EpochCallback(TrainerCallback):
 class ConsoleCallback(ProgressCallback):
     """A progress bar, with one readable line per log above it."""
 
-    _FORMATS = {  # noqa: RUF012
-        "loss": "loss {:.3f}", "learning_rate": "lr {:.2e}", "tokens_per_second": "{:,.0f} target tokens/s",
-        "eval_loss": "validation loss {:.3f}", "eval_bleu": "BLEU {:.2f}",
-    }  # fmt: skip
+    def __init__(self, metrics: Iterable[str]):
+        super().__init__()
+        self.formats = {
+            "loss": "loss {:.3f}",
+            "learning_rate": "lr {:.2e}",
+            "tokens_per_second": "{:,.0f} target tokens/s",
+            "eval_loss": "validation loss {:.3f}",
+            **{f"eval_{name.lower()}": f"{name} {{:.2f}}" for name in metrics},
+        }
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Print what changed."""
         logs = logs or {}
-        parts = [form.format(logs[name]) for name, form in self._FORMATS.items() if name in logs]
+        parts = [form.format(logs[name]) for name, form in self.formats.items() if name in logs]
         if state.is_world_process_zero and self.training_bar is not None and parts:
             self.training_bar.write(f"step {state.global_step:>6}  " + "  ".join(parts))

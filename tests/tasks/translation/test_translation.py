@@ -9,12 +9,12 @@ import sys
 import pytest
 import torch
 
-from dynaconv import cli
-from dynaconv.tasks import versions
+from dynaconv import cli, versions
 from dynaconv.tasks.translation.evaluation import score
-from dynaconv.tasks.translation.translator import Translator, _batches
+from dynaconv.tasks.translation.translator import Translator
+from dynaconv.training.generation import sorted_batches
 
-from ..conftest import run_cli, toy_pairs
+from ...conftest import run_cli, toy_pairs
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +66,8 @@ def test_scores_are_log_probabilities_per_token(translator):
     """Beam search over one beam is greedy search; its score is the mean log-probability, as teacher forcing gives it."""
     line = toy_pairs(1, seed=8)[0][0]
     [[best]] = translator.translate([line], beams=1)
-    ids = torch.tensor([translator.source_tokenizer(line)["input_ids"]])
-    labels = torch.tensor([translator.target_tokenizer(best.text)["input_ids"]])
+    ids = torch.tensor([translator.tokenizers["source"](line)["input_ids"]])
+    labels = torch.tensor([translator.tokenizers["target"](best.text)["input_ids"]])
     with torch.no_grad():
         loss = translator.model(ids, labels=labels).loss.item()
     assert best.score == pytest.approx(-loss, abs=1e-4)
@@ -98,7 +98,7 @@ def test_damaged_files(tmp_path, toy_run, name):
 
 def test_batches_respect_their_cost():
     lengths = [5, 30, 7, 7, 90, 1]
-    batches = _batches(lengths, 60)
+    batches = sorted_batches(lengths, 60)
     assert sorted(i for batch in batches for i in batch) == list(range(6))
     assert all(len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= 60 for batch in batches)
 

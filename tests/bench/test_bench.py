@@ -6,11 +6,11 @@ import pytest
 import torch
 from tqdm import tqdm
 
+from dynaconv.bench import startup
+from dynaconv.bench.contestants import COPY, OURS, REFERENCE, UNFOLD, contestants, problems
+from dynaconv.bench.measure import PASSES, checked
+from dynaconv.bench.memory import peak_bytes
 from dynaconv.cli import main
-from dynaconv.tasks.bench import startup
-from dynaconv.tasks.bench.contestants import COPY, OURS, REFERENCE, UNFOLD, contestants, problems
-from dynaconv.tasks.bench.measure import PASSES, checked
-from dynaconv.tasks.bench.memory import peak_bytes
 
 SHAPE = (1, 64, 64)
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,14 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynaconv.data import Seq2SeqCollator, TokenBatchSampler
+from dynaconv.data.batching import Seq2SeqCollator, TokenBatchSampler
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=120)
 
 
 def make(lengths, **options) -> TokenBatchSampler:
-    source, target = np.array(lengths, np.int32).T
-    return TokenBatchSampler(source, target, **{"max_tokens": 64, **options})
+    arrays = SimpleNamespace(lengths=dict(zip(("source", "target"), np.array(lengths, np.int32).T, strict=True)))
+    return TokenBatchSampler.of(arrays, **{"max_tokens": 64, **options})
 
 
 @given(LENGTHS, st.integers(40, 300), st.booleans(), st.integers(0, 5))
@@ -72,20 +73,20 @@ def test_without_shuffling_short_sentences_come_first_in_every_epoch():
 
 
 def test_a_sentence_over_the_limit_is_an_error_that_names_both():
-    with pytest.raises(ValueError, match=r"a sentence has 41 tokens but a batch may have 40: raise train\.max_tokens"):
+    with pytest.raises(ValueError, match=r"a sequence has 41 tokens but a batch may have 40: raise max_tokens"):
         make([(3, 41)], max_tokens=40)
     assert list(make([(3, 40)], max_tokens=40)) == [[0]]
 
 
 def test_no_sentences():
-    with pytest.raises(ValueError, match="no sentences"):
-        TokenBatchSampler([], [], 10)
+    with pytest.raises(ValueError, match="no sequences"):
+        TokenBatchSampler([], 10)
 
 
 def test_collator_pads_and_shifts():
     pairs = [
-        {"input_ids": np.array([7, 2], np.uint16), "labels": np.array([8, 9, 2], np.uint16)},
-        {"input_ids": np.array([4, 5, 6, 2], np.uint16), "labels": np.array([5, 2], np.uint16)},
+        {"source": np.array([7, 2], np.uint16), "target": np.array([8, 9, 2], np.uint16)},
+        {"source": np.array([4, 5, 6, 2], np.uint16), "target": np.array([5, 2], np.uint16)},
     ]
     batch = Seq2SeqCollator()(pairs)
     assert {name: value.tolist() for name, value in batch.items()} == {
@@ -98,12 +99,12 @@ def test_collator_pads_and_shifts():
 
 
 def test_collator_masks_by_length_not_by_id():
-    batch = Seq2SeqCollator()([{"input_ids": [1, 2], "labels": [1, 2]}, {"input_ids": [2], "labels": [2]}])
+    batch = Seq2SeqCollator()([{"source": [1, 2], "target": [1, 2]}, {"source": [2], "target": [2]}])
     assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
     assert batch["labels"].tolist() == [[1, 2], [2, -100]]
 
 
 def test_importing_the_package_is_cheap():
-    code = "import sys, dynaconv.data, dynaconv.data.batching, dynaconv.data.corpus; print(*sys.modules)"
+    code = "import sys, dynaconv.data.batching, dynaconv.data.sources, dynaconv.data.splits; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"transformers", "tokenizers", "datasets"} & set(result.stdout.split())

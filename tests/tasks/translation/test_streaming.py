@@ -1,11 +1,11 @@
 """Translating much text: in windows, as it comes, until it is interrupted."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import threading
-from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +13,7 @@ from dynaconv.tasks.translation import translator as module
 from dynaconv.tasks.translation.report import translate_files
 from dynaconv.tasks.translation.translator import Translator
 
-from ..conftest import toy_pairs
+from ...conftest import toy_pairs
 
 LINES = [line for source, _ in toy_pairs(240, seed=9) for line in (source, "")]
 SMALL = ["--max-tokens", "40", "--beams", "2"]  # windows of 32 x 20 tokens
@@ -107,8 +107,12 @@ def test_a_line_is_written_in_one_piece(toy_run, tmp_path, monkeypatch, nbest):
     """Wherever an interruption falls, between two calls of write: what was written ends with a line's end."""
     (tmp_path / "lines.txt").write_text("\n".join(LINES[:4]) + "\n", encoding="utf-8")
     pieces = []
-    stream = SimpleNamespace(write=pieces.append, flush=lambda: None)
-    monkeypatch.setattr(sys, "stdout", stream)
+
+    class Pieces(io.StringIO):
+        def write(self, text):
+            pieces.append(text)
+
+    monkeypatch.setattr(sys, "stdout", Pieces())
     translate_files(toy_run, [tmp_path / "lines.txt"], nbest=nbest, beams=2, device="cpu")
     assert len(pieces) == 4 * nbest
     assert all(piece.endswith("\n") and piece.count("\n") == 1 for piece in pieces)
@@ -131,12 +135,12 @@ def test_lines_that_are_typed_are_answered(toy_run, whole):
 
 @pytest.mark.parametrize("text", [b"", b"\n", b"a", b"a\nb", b"a\r\n\nb\n", b"x" * 200000 + b"\ny\n"])
 def test_lines_of_a_pipe(text):
-    from dynaconv.tasks.translation.report import _arriving_lines
+    from dynaconv.data.lines import arriving_lines
 
     read, write = os.pipe()
     writer = threading.Thread(target=lambda: (os.write(write, text), os.close(write)))
     writer.start()
-    lines = [line for line in _arriving_lines(read) if line is not None]
+    lines = [line for line in arriving_lines(read) if line is not None]
     writer.join()
     os.close(read)
     assert lines == text.removesuffix(b"\n").split(b"\n") if text else lines == []

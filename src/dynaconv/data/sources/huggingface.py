@@ -1,10 +1,12 @@
-"""Parallel text from Hugging Face `datasets`: the hub, a saved dataset, or local files."""
+"""Text from Hugging Face `datasets`: the hub, a saved dataset, or local files."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .corpus import ParallelText, existing_file
+from ..text import Text
+from .files import existing_file
 
 _FILE_KINDS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
@@ -17,23 +19,23 @@ class _Spec(NamedTuple):
     split: str
 
 
-def read_dataset(spec: str, source_lang: str, target_lang: str) -> ParallelText:
-    """Read a dataset with a column per language, or a column `translation` of {language: sentence}.
+def read(spec: str, columns: Mapping[str, str | int], cache: Path) -> Text:
+    """Read columns of a dataset, or the entries of its column `translation`, {language: sentence}.
 
     Args:
         spec: NAME[:CONFIG][@SPLIT]; NAME is a dataset on the hub, a folder (also of `save_to_disk`), or a .json,
             .jsonl, .parquet or .csv file; SPLIT is `train` unless given.
-        source_lang: name of the source column.
-        target_lang: name of the target column.
+        columns: {column of the result: name of the dataset's column or language}.
+        cache: not used; `datasets` has its own.
 
     Raises:
-        ValueError: `datasets` is not installed, cannot read this, or there is no such split or language.
+        ValueError: `datasets` is not installed, cannot read this, or there is no such split or column.
         FileNotFoundError: no such file.
     """
     try:
         import datasets
     except ImportError:
-        message = 'data.format huggingface needs the datasets package: pip install "dynaconv[datasets]"'
+        message = 'reading Hugging Face datasets needs the datasets package: pip install "dynaconv[datasets]"'
         raise ValueError(message) from None
     parsed = _parse(spec)
     try:
@@ -44,23 +46,18 @@ def read_dataset(spec: str, source_lang: str, target_lang: str) -> ParallelText:
         raise
     except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
         raise ValueError(f"cannot read dataset {spec}: {' '.join(str(error).split())}") from None
-    names = rows.column_names
-    if "translation" in names:
-        pairs = list(rows["translation"])
-        names = list(pairs[0]) if pairs else []
-        columns = {name: [pair[name] for pair in pairs] for name in names}
-    else:
-        columns = {name: rows[name] for name in names}
-    missing = {source_lang, target_lang} - set(names)
+    found = {name: rows[name] for name in rows.column_names}
+    if "translation" in found:
+        pairs = list(found["translation"])
+        found = {name: [pair[name] for pair in pairs] for name in (pairs[0] if pairs else ())}
+    missing = sorted(str(name) for name in columns.values() if name not in found)
     if missing:
-        raise ValueError(
-            f"dataset {spec} has no {' and no '.join(sorted(missing))}; it has {', '.join(names) or 'nothing'}: "
-            "set data.source_lang and data.target_lang"
-        )
-    return ParallelText(*([line or "" for line in columns[language]] for language in (source_lang, target_lang)))
+        there = ", ".join(found) or "nothing"
+        raise ValueError(f"dataset {spec} has no {' and no '.join(missing)}; it has {there}: name one of these")
+    return {column: [line or "" for line in found[str(name)]] for column, name in columns.items()}
 
 
-def dataset_files(spec: str) -> list[Path]:
+def files(spec: str, columns: Mapping[str, str | int], cache: Path) -> list[Path]:
     """The files of a dataset on this machine, all those of a folder; none for a dataset on the hub."""
     path = Path(_parse(spec).name)
     if path.suffix in _FILE_KINDS:

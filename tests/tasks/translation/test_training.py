@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import dynaconv.models  # noqa: F401 (registers our models with the Auto classes)
-from dynaconv.tasks.translation.checkpoints import checkpoints
+from dynaconv.training.checkpoints import checkpoints
 
-from ..conftest import run_cli, write_recipe
+from ...conftest import run_cli, write_recipe
 
 SHORT = {
     "max_steps": 60,
@@ -166,7 +166,7 @@ def test_mistakes_lose_nothing(toy_run, tmp_path, cache):
         ("train", recipe, "--output", toy_run, "--resume", "--train.seed", "9"): "train.seed: 1 -> 9",
         ("train", recipe, "--output", tmp_path / "x", "--model.d_model", "30"): "must be divisible by encoder_heads",
         ("train", recipe, "--output", tmp_path / "x", "--model.encoder_kernel_sizes", "3", "5", "7"): "got 3: [3, 5, 7]",
-        ("train", recipe, "--output", tmp_path / "x", "--train.max_tokens", "5"): "raise train.max_tokens",
+        ("train", recipe, "--output", tmp_path / "x", "--train.max_tokens", "5"): "raise max_tokens",
         ("train", tmp_path / "absent.yaml"): "no recipe",
         ("train", recipe, "--output", tmp_path / "x", "--train.max_steps", "0"): "greater than or equal to 1; got 0",
         ("train", "--output", tmp_path / "x", recipe): "give the recipe first: dynaconv train RECIPE.yaml",

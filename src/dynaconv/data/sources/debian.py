@@ -10,11 +10,12 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from filelock import FileLock
 
-from .corpus import ParallelText
+from ..text import Text
 
 logger = logging.getLogger("dynaconv")
 
@@ -47,33 +48,42 @@ _SENTENCE_END = re.compile(r"(?<=[^\W\d_]{2}[.!?]|.[)\"”“»][.!?])\s+(?=[\"�
 _LIST_ITEM = re.compile(r" ([-*•+o]|\d+[.)]) ")
 
 
-def read_descriptions(source_lang: str, target_lang: str, cache: Path) -> ParallelText:
+def read(spec: str, columns: Mapping[str, str | int], cache: Path) -> Text:
     """Package descriptions in two languages, one of them English: summaries, and sentences of the long descriptions.
 
     The first call downloads about 8 MB; later ones read the result from `cache`.
+
+    Args:
+        spec: not used, there is one text of this kind.
+        columns: {column of the result: language}.
+        cache: of the result.
 
     Raises:
         ValueError: languages that are not offered, or no Debian system.
         RuntimeError: `apt-get` failed; the message is its own.
     """
-    (stored,) = description_files(source_lang, target_lang, cache)
+    (stored,) = files(spec, columns, cache)
     pairs = json.loads(stored.read_text(encoding="utf-8"))
     foreign, english = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    return ParallelText(english, foreign) if source_lang == "en" else ParallelText(foreign, english)
+    return {column: english if language == "en" else foreign for column, language in columns.items()}
 
 
-def description_files(source_lang: str, target_lang: str, cache: Path) -> list[Path]:
-    """The file that `read_descriptions` reads, downloaded and aligned where it is not there; it raises the same."""
-    other = target_lang if source_lang == "en" else source_lang
-    if "en" not in (source_lang, target_lang) or other not in LANGUAGES:
-        raise ValueError(f"data.format debian pairs en with {', '.join(LANGUAGES)}; got {source_lang}-{target_lang}")
-    cache.mkdir(parents=True, exist_ok=True)
-    stored = cache / f"descriptions-{_ALIGNMENT}.{other}-en.json"
-    with FileLock(cache / "lock"):
+def files(spec: str, columns: Mapping[str, str | int], cache: Path) -> list[Path]:
+    """The file that `read` reads, downloaded and aligned where it is not there; it raises the same."""
+    languages = [str(language) for language in columns.values()]
+    if len(languages) != 2 or "en" not in languages or not set(languages) & set(LANGUAGES):
+        raise ValueError(
+            f"Debian's package descriptions pair en with {', '.join(LANGUAGES)}; got {'-'.join(languages)}"
+        )
+    (other,) = set(languages) - {"en"}
+    folder = cache / "debian"
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = folder / f"descriptions-{_ALIGNMENT}.{other}-en.json"
+    with FileLock(folder / "lock"):
         if not stored.is_file():
-            with tempfile.TemporaryDirectory(dir=cache) as directory:
-                files = _download(other, Path(directory).resolve())
-                pairs = align_descriptions(files[other], files["en"], other)
+            with tempfile.TemporaryDirectory(dir=folder) as directory:
+                found = _download(other, Path(directory).resolve())
+                pairs = align_descriptions(found[other], found["en"], other)
                 partial = Path(directory, stored.name)
                 partial.write_text(json.dumps(pairs, ensure_ascii=False), encoding="utf-8")
                 partial.rename(stored)
@@ -110,7 +120,7 @@ def _download(language: str, directory: Path) -> dict[str, list[Path]]:
     """Fetch index files into an empty directory: {language: files}."""
     if shutil.which("apt-get") is None:
         raise ValueError(
-            "data.format debian needs apt-get, which this system does not have: use tsv, text or huggingface"
+            "Debian's package descriptions need apt-get, which this system does not have: give text of your own"
         )
     (directory / "lists" / "partial").mkdir(parents=True)
     (directory / "status").touch()

@@ -10,9 +10,13 @@ import sys
 import numpy as np
 import pytest
 
-from dynaconv.data import DataConfig, TokenizerConfig, debian, prepare
-from dynaconv.data import dataset as dataset_module
-from tests.conftest import toy_pairs, write_tsv
+from dynaconv.data import store
+from dynaconv.data.sources import debian
+from dynaconv.data.tokenizer import TokenizerConfig
+from dynaconv.tasks.translation import corpus as module
+from dynaconv.tasks.translation.corpus import DataConfig, prepare
+
+from ...conftest import toy_pairs, write_tsv
 
 VOCABULARY = TokenizerConfig(vocab_size=120)
 
@@ -30,17 +34,17 @@ def prepared(folder) -> list[str]:
 def test_arrays_hold_the_text(tmp_path, config, joint):
     corpus = prepare(config, TokenizerConfig(vocab_size=120, joint=joint), tmp_path / "cache")
     assert (len(corpus.train), len(corpus.valid), len(corpus.test)) == (170, 10, 20)
-    assert (corpus.source_tokenizer is corpus.target_tokenizer) == joint
+    assert corpus.joint == joint
     for name, text in corpus.text.items():
         split = getattr(corpus, name)
-        for i, (source, target) in enumerate(zip(*text, strict=True)):
-            item = split[i]
-            assert item["input_ids"].tolist() == corpus.source_tokenizer(source)["input_ids"]
-            assert item["labels"].tolist() == corpus.target_tokenizer(target)["input_ids"]
-            assert (split.source_lengths[i], split.target_lengths[i]) == (len(item["input_ids"]), len(item["labels"]))
-            assert item["labels"][-1] == 2
-    assert corpus.train[0]["labels"].dtype == np.uint16
-    assert corpus.train.source_lengths.dtype == corpus.train.target_lengths.dtype == np.int32
+        for side, lines in text.items():
+            for i, line in enumerate(lines):
+                ids = split[i][side].tolist()
+                assert ids == corpus.tokenizers[side](line)["input_ids"]
+                assert split.lengths[side][i] == len(ids)
+                assert ids[-1] == 2
+    assert corpus.train[0]["target"].dtype == np.uint16
+    assert corpus.train.lengths["source"].dtype == np.int32
     assert corpus.directory.parent == tmp_path / "cache" / "prepared"
 
 
@@ -48,12 +52,12 @@ def test_pickled_datasets_are_small_and_equal(tmp_path, config):
     train = prepare(config, VOCABULARY, tmp_path).train
     data = pickle.dumps(train)
     assert len(data) < 500
-    assert pickle.loads(data)[3]["labels"].tolist() == train[3]["labels"].tolist()
+    assert pickle.loads(data)[3]["target"].tolist() == train[3]["target"].tolist()
 
 
 def test_second_call_reads_the_cache(tmp_path, config, monkeypatch):
     first = prepare(config, VOCABULARY, tmp_path)
-    monkeypatch.setattr(dataset_module, "load_parallel", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(module, "load_parallel", lambda *_: pytest.fail("read again"))
     second = prepare(config, VOCABULARY, tmp_path)
     assert second.directory == first.directory
     assert second.text == first.text
@@ -127,7 +131,7 @@ def test_a_change_of_the_files_of_any_source_prepares_again(tmp_path, monkeypatc
     write(tmp_path, after)
     second = prepare(config, VOCABULARY, tmp_path)
     for corpus, pairs in ((first, before), (second, after)):
-        assert {pair for text in corpus.text.values() for pair in zip(*text, strict=True)} <= set(pairs)
+        assert {pair for text in corpus.text.values() for pair in zip(*text.values(), strict=True)} <= set(pairs)
     assert len(prepared(tmp_path)) == 2
 
 
@@ -143,10 +147,10 @@ def test_held_out_files_count_too(tmp_path, config):
 
 def test_default_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DYNACONV_CACHE", str(tmp_path / "a"))
-    assert dataset_module.cache_directory() == tmp_path / "a"
+    assert store.cache_directory() == tmp_path / "a"
     monkeypatch.delenv("DYNACONV_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert dataset_module.cache_directory() == tmp_path / "dynaconv"
+    assert store.cache_directory() == tmp_path / "dynaconv"
 
 
 def test_an_error_leaves_nothing(tmp_path, config):
@@ -158,7 +162,8 @@ def test_an_error_leaves_nothing(tmp_path, config):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from dynaconv.data import DataConfig, TokenizerConfig, prepare
+from dynaconv.data.tokenizer import TokenizerConfig
+from dynaconv.tasks.translation.corpus import DataConfig, prepare
 Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # between the last write and the rename
 prepare(DataConfig(train=sys.argv[1], valid_size=10, test_size=20), TokenizerConfig(vocab_size=120), Path(sys.argv[2]))
 """

@@ -1,0 +1,60 @@
+"""Folders that are made once and found again: whole, or not there."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from filelock import FileLock
+
+
+def cache_directory() -> Path:
+    """$DYNACONV_CACHE, or dynaconv in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dynaconv"
+    return Path(os.environ.get("DYNACONV_CACHE", default))
+
+
+def made_once(parent: Path, key: object, make: Callable[[Path], None]) -> Path:
+    """A folder that an earlier call with an equal key made, or that `make` fills now.
+
+    It gets its name when it is complete. Of several processes one works, the others wait.
+
+    Args:
+        parent: of the folder.
+        key: what the content depends on, as JSON takes it.
+        make: called with an empty folder.
+    """
+    final = parent / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    if final.is_dir():
+        return final
+    parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(parent / f"{final.name}.lock"):
+        if not final.is_dir():
+            prefix = f"{final.name}.incomplete-"
+            for leftover in parent.glob(f"{prefix}*"):  # of killed processes
+                shutil.rmtree(leftover)
+            staged = parent / f"{prefix}{uuid.uuid4().hex}"
+            staged.mkdir()
+            try:
+                make(staged)
+                staged.rename(final)
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
+    return final
+
+
+def state_of(files: Iterable[Path]) -> list[list]:
+    """Path, size and modification time of the files that there are: part of a key."""
+    found = [(path.resolve(), path.stat()) for path in sorted(files) if path.is_file()]
+    return [[str(path), status.st_size, status.st_mtime_ns] for path, status in found]
+
+
+def digest(directory: Path) -> str:
+    """SHA-256 of the files of a folder and of their names, 64 hexadecimal digits."""
+    total = hashlib.sha256()
+    for path in sorted(directory.iterdir()):
+        total.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()

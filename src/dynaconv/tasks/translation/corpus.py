@@ -1,0 +1,251 @@
+"""Parallel text: read, cleaned, split, and tokenized once."""
+
+import json
+import logging
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from ...data import store
+from ...data.arrays import TokenArrays, write_tokens
+from ...data.sources import SOURCES, Columns, Source
+from ...data.splits import hold_out, near_duplicate_groups, without_near_duplicates
+from ...data.text import Text, count_rows, normalize, take
+from ...data.tokenizer import (
+    TokenizerConfig,
+    Tokenizers,
+    load_tokenizers,
+    save_tokenizers,
+    tokenize,
+    train_tokenizers,
+)
+
+logger = logging.getLogger("dynaconv")
+
+SIDES = ("source", "target")
+SPLITS = ("train", "valid", "test")
+_FORMAT = 3  # raise it whenever the same configuration would give other arrays
+
+
+@dataclass
+class DataConfig:
+    """Parallel text: where it comes from, how it is cleaned and split."""
+
+    format: Literal["tsv", "text", "huggingface", "debian"] = "tsv"
+    """tsv: a pair per line; text: two aligned files; huggingface: a dataset; debian: its package descriptions."""
+    train: str | None = None
+    """tsv: FILE (also .gz, .bz2, .xz). text: PREFIX of PREFIX.de and PREFIX.en. huggingface: NAME[:CONFIG][@SPLIT], or
+    a local file or folder. debian: none."""
+    valid: str | None = None
+    """The same for the validation set (debian: a tsv file); None: held out from the training text."""
+    test: str | None = None
+    """The same for the test set (debian: a tsv file); None: held out from the training text."""
+    source_lang: str = "de"
+    target_lang: str = "en"
+    source_column: int = 0
+    """Of a tsv file, counted from 0."""
+    target_column: int = 1
+    """Of a tsv file, counted from 0."""
+    valid_size: int = 1000
+    """Pairs, where they are held out."""
+    test_size: int = 1000
+    """Pairs, where they are held out."""
+    max_words: int = 175
+    """Training pairs with a longer side are dropped."""
+    max_ratio: float = 1.5
+    """Training pairs whose sides differ more than by this factor plus 3 words are dropped."""
+    near_duplicates: bool = False
+    """Keep training pairs that nearly repeat a held-out one; scores on the held-out text then measure memory too."""
+    seed: int = 1
+    """Of the choice of held-out pairs."""
+
+
+@dataclass
+class Corpus:
+    """Tokenizers, token arrays of the three splits with columns "source" and "target", and the held-out text."""
+
+    tokenizers: Tokenizers
+    train: TokenArrays
+    valid: TokenArrays
+    test: TokenArrays
+    text: dict[str, Text]
+    """{"valid", "test"}, in the order of the arrays."""
+    directory: Path
+
+    @property
+    def joint(self) -> bool:
+        """Both languages share a vocabulary."""
+        return self.tokenizers["source"] is self.tokenizers["target"]
+
+    def save_text(self, folder: Path) -> None:
+        """Write the held-out text as `valid.tsv` and `test.tsv`."""
+        for split, text in self.text.items():
+            lines = (f"{source}\t{target}\n" for source, target in zip(*text.values(), strict=True))
+            (folder / f"{split}.tsv").write_text("".join(lines), encoding="utf-8")
+
+
+def prepare(data: DataConfig, tokenizer: TokenizerConfig, cache: Path | None = None) -> Corpus:
+    """Read, clean, split and tokenize parallel text, or find the result of an earlier call with the same input.
+
+    The same input: equal configurations, and path, size and modification time of the files that the text comes from.
+
+    Args:
+        data: the text.
+        tokenizer: the vocabulary.
+        cache: of the result and of downloads; None: :func:`dynaconv.data.store.cache_directory`.
+
+    Raises:
+        ValueError: text that cannot be used, see :func:`load_parallel`.
+        FileNotFoundError: no such file.
+        RuntimeError: a download failed.
+    """
+    cache = cache or store.cache_directory()
+    files = [
+        path for spec in _given(data).values() for path in _source(spec, data).files(spec, _columns(spec, data), cache)
+    ]
+    key = [_FORMAT, asdict(data), asdict(tokenizer), store.state_of(files)]
+    folder = store.made_once(
+        cache / "prepared", key, lambda folder: _write(load_parallel(data, cache), tokenizer, folder)
+    )
+    text = {
+        split: dict(zip(SIDES, json.loads((folder / f"{split}.json").read_text("utf-8")), strict=True))
+        for split in SPLITS[1:]
+    }
+    train, valid, test = (TokenArrays(folder, split, SIDES) for split in SPLITS)
+    return Corpus(load_tokenizers(folder, SIDES), train, valid, test, text, folder)
+
+
+def load_parallel(config: DataConfig, cache: Path | None = None) -> dict[str, Text]:
+    """Read, clean and split what a configuration names: {"train", "valid", "test"}.
+
+    Training text is cleaned: whitespace and Unicode (NFC) normalised; pairs dropped that are empty on a side, too long,
+    of very different lengths, untranslated (equal sides of 4 words or more; shorter ones may be names), or that repeat
+    a source or a target seen before. Given validation and test files are only normalised. Where there are none, groups
+    of near-duplicates are drawn at random, one pair of each is held out, and the others are dropped. Training pairs
+    that nearly repeat a given validation or test pair, on either side, are dropped too. What is dropped is logged.
+
+    Args:
+        config: the text.
+        cache: of downloads; None: :func:`dynaconv.data.store.cache_directory`.
+
+    Raises:
+        ValueError: text that cannot be used; the message names file and line, or what was dropped and why.
+        FileNotFoundError: no such file.
+        RuntimeError: a download failed.
+    """
+    given = {split: read_parallel(spec, config, cache) for split, spec in _given(config).items()}
+    train = _clean(given.pop("train"), config)
+    given = {split: {side: normalize(lines) for side, lines in text.items()} for split, text in given.items()}
+    for split, text in given.items():
+        if not count_rows(text):
+            raise ValueError(f"data.{split} {getattr(config, split)} has no lines")
+    if given and not config.near_duplicates:
+        train = _without_near_duplicates(train, list(given.values()))
+    sizes = {split: getattr(config, f"{split}_size") for split in SPLITS[1:] if split not in given}
+    for split, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"data.{split}_size must be at least 1, got {size}; or give data.{split}")
+    groups = list(range(count_rows(train))) if config.near_duplicates or not sizes else near_duplicate_groups(train)
+    drawn, rest = hold_out(groups, list(sizes.values()), config.seed)
+    if sizes:
+        repeated = len(groups) - len(rest) - sum(sizes.values())
+        logger.info("held out %s pairs; dropped their %s near-duplicates", f"{sum(sizes.values()):,}", f"{repeated:,}")
+    held_out = given | {split: take(train, rows) for split, rows in zip(sizes, drawn, strict=True)}
+    return {"train": take(train, rest), "valid": held_out["valid"], "test": held_out["test"]}
+
+
+def read_parallel(spec: str, config: DataConfig, cache: Path | None = None) -> Text:
+    """Read one source of parallel text as it is: {"source", "target"}.
+
+    Args:
+        spec: a value of `config.train`, `valid` or `test`; "" where the format has one text only.
+        config: gives format, languages and columns.
+        cache: of downloads; None: :func:`dynaconv.data.store.cache_directory`.
+
+    Raises:
+        ValueError: text that cannot be used; the message names file and line.
+        FileNotFoundError: no such file.
+        RuntimeError: a download failed.
+    """
+    return _source(spec, config).read(spec, _columns(spec, config), cache or store.cache_directory())
+
+
+def _given(config: DataConfig) -> dict[str, str]:
+    """What is read for each split that is not held out of another."""
+    if config.format == "debian":
+        if config.train is not None:
+            raise ValueError(
+                f"data.format debian reads no data.train, got {config.train}: set data.format to tsv, or remove it"
+            )
+    elif config.train is None:
+        raise ValueError(f"data.train must be given for data.format {config.format}")
+    specs = {"train": config.train or "", "valid": config.valid, "test": config.test}
+    return {split: spec for split, spec in specs.items() if spec is not None}
+
+
+def _format(spec: str, config: DataConfig) -> str:
+    return "tsv" if config.format == "debian" and spec else config.format
+
+
+def _source(spec: str, config: DataConfig) -> Source:
+    return SOURCES[_format(spec, config)]
+
+
+def _columns(spec: str, config: DataConfig) -> Columns:
+    if _format(spec, config) == "tsv":
+        return {"source": config.source_column, "target": config.target_column}
+    return {"source": config.source_lang, "target": config.target_lang}
+
+
+def _clean(text: Text, config: DataConfig) -> Text:
+    kept: dict[str, str] = {}
+    targets: set[str] = set()
+    dropped: Counter[str] = Counter()
+    for source, target in zip(*map(normalize, text.values()), strict=True):
+        a, b = source.count(" ") + 1, target.count(" ") + 1
+        if not source or not target:
+            dropped["empty"] += 1
+        elif max(a, b) > config.max_words:
+            dropped[f"longer than {config.max_words} words"] += 1
+        elif max(a, b) > config.max_ratio * min(a, b) + 3:
+            dropped[f"sides differ by more than {config.max_ratio} x + 3 words"] += 1
+        elif source == target and a >= 4:
+            dropped["untranslated"] += 1
+        elif source in kept or target in targets:
+            dropped["repeated"] += 1
+        else:
+            kept[source] = target
+            targets.add(target)
+    summary = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items()) or "none"
+    logger.info("kept %s of %s pairs; dropped: %s", f"{len(kept):,}", f"{count_rows(text):,}", summary)
+    if not kept:
+        raise ValueError(
+            f"the corpus is empty after cleaning ({count_rows(text):,} pairs read; dropped: {summary}): give other text"
+        )
+    return {"source": list(kept), "target": list(kept.values())}
+
+
+def _without_near_duplicates(train: Text, held_out: list[Text]) -> Text:
+    kept = without_near_duplicates(train, held_out)
+    logger.info(
+        "dropped %s training pairs that nearly repeat given held-out ones", f"{count_rows(train) - count_rows(kept):,}"
+    )
+    if not count_rows(kept):
+        raise ValueError(
+            f"all {count_rows(train):,} training pairs nearly repeat data.valid or data.test: give other text, or set "
+            "data.near_duplicates"
+        )
+    return kept
+
+
+def _write(splits: dict[str, Text], config: TokenizerConfig, folder: Path) -> None:
+    logger.info("learning a vocabulary of %d from %s pairs", config.vocab_size, f"{count_rows(splits['train']):,}")
+    tokenizers = train_tokenizers(splits["train"], config)
+    save_tokenizers(tokenizers, folder)
+    for split, text in splits.items():
+        for side, lines in text.items():
+            write_tokens(folder, split, side, *tokenize(lines, tokenizers[side], f"tokenizing {split} {side}"))
+        if split != "train":
+            content = json.dumps(list(text.values()), ensure_ascii=False)
+            (folder / f"{split}.json").write_text(content, encoding="utf-8")

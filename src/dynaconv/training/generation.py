@@ -1,0 +1,118 @@
+"""Beam search in batches of sequences of similar length."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, StoppingCriteria, StoppingCriteriaList
+
+
+class Hypothesis(NamedTuple):
+    """A text and its score: log-probability / length ** length_penalty (length with end of sequence)."""
+
+    text: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """How to search.
+
+    Args:
+        beams: width of the beam; 1 is greedy search.
+        length_penalty: exponent of the length in the score; above 1 favours long hypotheses.
+        nbest: hypotheses per sequence, at most `beams`.
+        max_tokens: batch size, source tokens x beams.
+
+    Raises:
+        ValueError: fewer beams than hypotheses wanted.
+    """
+
+    beams: int = 4
+    length_penalty: float = 1.0
+    nbest: int = 1
+    max_tokens: int = 4000
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.nbest <= self.beams:
+            raise ValueError(f"nbest must be in 1..beams; got nbest = {self.nbest}, beams = {self.beams}")
+
+    @property
+    def batch_tokens(self) -> int:
+        """Source tokens of a batch."""
+        return self.max_tokens // self.beams
+
+
+def search_sorted(
+    model: PreTrainedModel,
+    sources: Sequence[list[int]],
+    tokenizers: dict[str, PreTrainedTokenizerFast],
+    search: Search,
+) -> Iterator[tuple[int, list[Hypothesis]]]:
+    """The best hypotheses for every sequence, best first, in the order in which they are found.
+
+    What a sequence gives does not depend on those beside it. The longest come first: a lack of memory shows at once.
+
+    Args:
+        model: an encoder-decoder, in evaluation mode.
+        sources: token ids.
+        tokenizers: {"source", "target"}.
+        search: the options.
+
+    Yields:
+        index of a sequence and its `search.nbest` hypotheses.
+    """
+    for batch in sorted_batches([len(source) for source in sources], search.batch_tokens):
+        yield from zip(batch, _search_batch(model, [sources[i] for i in batch], tokenizers, search), strict=True)
+
+
+def sorted_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices in batches of longest x count <= max_tokens, longest first; a longer one is a batch of its own."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= max_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+class _LengthLimits(StoppingCriteria):
+    """Ends the hypotheses of every sequence at its own limit: what a sequence gives must not depend on its batch."""
+
+    def __init__(self, limits: torch.Tensor):
+        self.limits = limits
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        limits = self.limits.repeat_interleave(len(input_ids) // len(self.limits))  # several beams a sequence
+        return limits < input_ids.shape[1]  # the first token only starts the sequence
+
+
+@torch.inference_mode()
+def _search_batch(
+    model: Any, batch: list[list[int]], tokenizers: dict[str, PreTrainedTokenizerFast], search: Search
+) -> list[list[Hypothesis]]:
+    padded = tokenizers["source"].pad({"input_ids": batch}, return_tensors="pt").to(model.device)
+    limits = [min(2 * len(ids) + 20, model.config.max_target_positions - 1) for ids in batch]
+    stop = _LengthLimits(torch.tensor(limits, device=model.device))
+    output = model.generate(
+        **{name: padded[name] for name in ("input_ids", "attention_mask")},
+        num_beams=search.beams,
+        num_return_sequences=search.nbest,
+        length_penalty=search.length_penalty,
+        do_sample=False,
+        max_new_tokens=max(limits),
+        stopping_criteria=StoppingCriteriaList([stop]),
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    texts = tokenizers["target"].batch_decode(output.sequences, skip_special_tokens=True)
+    if search.beams > 1:
+        scores = output.sequences_scores
+    else:
+        steps = model.compute_transition_scores(output.sequences, output.scores, normalize_logits=True)
+        own = output.sequences[:, 1:] != model.config.pad_token_id  # others of the batch are longer
+        scores = steps.where(own, 0).sum(1) / own.sum(1) ** search.length_penalty
+    found = [Hypothesis(text, score) for text, score in zip(texts, scores.tolist(), strict=True)]
+    return [found[i : i + search.nbest] for i in range(0, len(found), search.nbest)]

@@ -1,0 +1,159 @@
+"""Recipes: everything that decides what a training run does, as typed dataclasses read from YAML."""
+
+import dataclasses
+import re
+from collections.abc import Collection, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from annotated_types import Ge, Gt
+from pydantic import TypeAdapter, ValidationError
+from transformers import PreTrainedConfig
+
+Positive = Annotated[int, Ge(1)]
+Count = Annotated[int, Ge(0)]
+R = TypeVar("R")
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """Optimisation: Adam (betas 0.9, 0.98), loss averaged over tokens."""
+
+    max_steps: Positive = 50000
+    """Updates."""
+    max_tokens: Positive = 4000
+    """Batch size of one device: longest sequence x sequences is at most this."""
+    accumulation: Positive = 1
+    """Batches per update."""
+    learning_rate: Annotated[float, Gt(0)] = 5e-4
+    """At the end of the warmup."""
+    schedule: Literal["inverse_sqrt", "cosine"] = "inverse_sqrt"
+    """After a linear warmup: lr * sqrt(warmup / step), or half a cosine down to min_learning_rate."""
+    warmup_steps: Count = 4000
+    min_learning_rate: float = 0.0
+    """Of the cosine schedule."""
+    weight_decay: float = 0.0
+    """Decoupled, not on norms and biases."""
+    label_smoothing: float = 0.1
+    clip_norm: float = 0.0
+    """Of the gradient; 0: no clipping."""
+    average_last: Positive = 10
+    """The final model is the mean of this many last checkpoints."""
+    save_steps: Positive = 1000
+    """Updates between checkpoints."""
+    eval_steps: Positive = 1000
+    """Updates between evaluations on the validation set."""
+    log_steps: Positive = 100
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on a GPU that has it, else fp32."""
+    seed: int = 1
+
+
+def model_section(config: type[PreTrainedConfig], leave_out: Collection[str]) -> Any:
+    """What a recipe may say about a model: the fields of its configuration, None where the recipe does not say it.
+
+    Args:
+        config: the configuration class; its docstring describes the fields.
+        leave_out: fields that something else decides; those that all configurations have are left out anyway.
+
+    Returns:
+        A dataclass.
+    """
+    types = {
+        name: kind for name, kind in config.__annotations__.items() if name not in PreTrainedConfig.__annotations__
+    }
+    fields = [(name, kind | None, None) for name, kind in types.items() if name not in leave_out]
+    return dataclasses.make_dataclass(f"{config.__name__}Section", fields, namespace={"__doc__": config.__doc__})
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """Read the sections of a recipe from a YAML file.
+
+    Raises:
+        ValueError: not YAML, or not a mapping.
+        FileNotFoundError: no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no recipe {path}: give a YAML file, such as recipes/translation/demo.yaml")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict | None):
+        raise ValueError(f"{path} must hold sections, such as data, model and train; got a {type(content).__name__}")
+    return content or {}
+
+
+def check_recipe(content: dict[str, Any], kind: type[R], name: str) -> R:
+    """Sections as a recipe.
+
+    Args:
+        content: {section: {key: value}}.
+        kind: the dataclass of the task's recipes; its sections are dataclasses.
+        name: of the recipe, for errors.
+
+    Raises:
+        ValueError: unknown keys, or values of the wrong type or out of bounds, each named with what there is.
+    """
+    mistakes = list(_unknown_keys(content, kind))
+    try:
+        recipe = TypeAdapter(kind).validate_python(content)
+        if not mistakes:
+            return recipe
+    except ValidationError as error:
+        mistakes += map(_explain, error.errors())
+    raise ValueError(f"{name}: {'; '.join(mistakes)}")
+
+
+def load_recipe(path: str | Path, kind: type[R]) -> R:
+    """Read a recipe; see :func:`read_recipe` and :func:`check_recipe`."""
+    return check_recipe(read_recipe(path), kind, str(path))
+
+
+def save_recipe(recipe: Any, path: Path) -> None:
+    """Write every value of a recipe as YAML, in one step."""
+    partial = path.with_suffix(".partial")
+    text = yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True)
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(path)
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """What differs between two recipes of a task, as "section.key: old -> new"."""
+    a, b = (_flat(dataclasses.asdict(recipe)) for recipe in (old, new))
+    return [f"{name}: {a[name]} -> {b[name]}" for name in a if a[name] != b[name]]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 5e-4 as a string; a recipe means the number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _unknown_keys(content: dict[str, Any], kind: Any, prefix: str = "") -> Iterator[str]:
+    known = {field.name: field.type for field in dataclasses.fields(kind)}
+    for key, value in content.items():
+        if key not in known:
+            close = get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+            yield f"unknown key {prefix}{key}: {hint}"
+        elif dataclasses.is_dataclass(known[key]) and isinstance(value, dict):
+            yield from _unknown_keys(value, known[key], f"{prefix}{key}.")
+
+
+def _explain(error: Any) -> str:
+    name = ".".join(map(str, error["loc"]))
+    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}; got {error['input']!r}"

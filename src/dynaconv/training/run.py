@@ -1,0 +1,202 @@
+"""A run folder: training in it, resuming, and the model that comes of it."""
+
+import json
+import logging
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_utils import SchedulerType
+
+from .. import __version__
+from ..data.arrays import TokenArrays
+from .checkpoints import WEIGHTS, checkpoints, save_averaged, step_of
+from .curves import plot_curves
+from .recipe import TrainConfig, differences, load_recipe, save_recipe
+from .trainer import TokenTrainer
+
+logger = logging.getLogger("dynaconv")
+
+_RECIPE, _ORIGIN = "recipe.yaml", "origin.json"
+
+
+def check_run(run: Path, recipe: Any, *, resume: bool) -> None:
+    """Refuse what would damage a run.
+
+    Args:
+        run: its folder.
+        recipe: of the task.
+        resume: the run is to go on.
+
+    Raises:
+        ValueError: the folder holds a run and `resume` is False, or one of another recipe, or something else.
+    """
+    saved = run / _RECIPE
+    if not saved.exists():
+        if run.exists() and any(run.iterdir()):
+            raise ValueError(f"{run} is not empty and holds no run: choose another --output")
+        return
+    if not resume:
+        raise ValueError(f"{run} already holds a run: add --resume to go on with it, or choose another --output")
+    changed = differences(load_recipe(saved, type(recipe)), recipe)
+    if changed:
+        raise ValueError(
+            f"{run} was started with another recipe ({'; '.join(changed)}): undo that, or use another --output"
+        )
+
+
+def fit(
+    model: PreTrainedModel,
+    recipe: Any,
+    run: Path,
+    *,
+    train: TokenArrays,
+    valid: TokenArrays,
+    collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
+    data: str,
+    metrics: dict[str, Callable[[], float]],
+    save_extra: Callable[[Path], None],
+    save_text: Callable[[Path], None],
+) -> None:
+    """Train a model in a run folder, from its last checkpoint where it has one.
+
+    The folder receives `recipe.yaml` (resolved), `versions.json`, TensorBoard logs, the last checkpoints, `curves.png`,
+    `history.json`, and at the end the model, the average of the last checkpoints.
+
+    Args:
+        model: the network, on any device.
+        recipe: of the task, with a :class:`TrainConfig` as `train`; see :func:`check_run`.
+        run: the folder.
+        train: rows to train on.
+        valid: rows for the validation loss.
+        collate: as in :class:`TokenTrainer`.
+        data: digest of the data. A run that goes on must see the batches it would have seen.
+        metrics: as in :class:`TokenTrainer`.
+        save_extra: the same.
+        save_text: writes the held-out text into the run folder.
+
+    Raises:
+        ValueError: the run was started with other data, or on another number of processes.
+        OSError: the last checkpoint could not be written.
+    """
+    options: TrainConfig = recipe.train
+    trainer = TokenTrainer(
+        model=model,
+        args=_arguments(options, run),
+        train_dataset=train,
+        eval_dataset=valid,
+        collate=collate,
+        max_tokens=options.max_tokens,
+        label_smoothing=options.label_smoothing,
+        metrics=metrics,
+        keep=max(1, options.average_last),
+        save_extra=save_extra,
+    )
+    origin = {"data": data, "processes": trainer.args.world_size}
+    _check_origin(run, origin)
+    if trainer.is_world_process_zero():
+        _write_preamble(model, recipe, run, origin)
+        save_extra(run)
+        save_text(run)
+        logger.info(
+            f"{run}: {model.num_parameters():,} parameters, {len(train):,} training rows, {options.max_steps} updates "
+            f"of up to {options.accumulation} x {options.max_tokens} tokens on {model.device}"
+        )
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(run / "tensorboard")))
+    trainer.accelerator.wait_for_everyone()
+    history = _train(trainer, run, options.max_steps)
+    if trainer.is_world_process_zero():
+        if history:
+            (run / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
+            plot_curves({run.name: history}, run / "curves.png", metrics)
+        save_averaged(checkpoints(run)[-options.average_last :], run / WEIGHTS)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _train(trainer: TokenTrainer, run: Path, max_steps: int) -> list[dict[str, Any]]:
+    """The logs of the whole run; nothing where they are already in its folder."""
+    found = checkpoints(run)
+    if not found or step_of(found[-1]) < max_steps:
+        trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
+        found = checkpoints(run)
+        if not found or step_of(found[-1]) < max_steps:
+            raise OSError(f"the last checkpoint of {run} is missing: free some disk space, then repeat with --resume")
+        return trainer.state.log_history
+    if (run / "curves.png").exists():
+        return []
+    return json.loads((found[-1] / "trainer_state.json").read_text("utf-8"))["log_history"]  # killed behind it
+
+
+def _check_origin(run: Path, origin: dict[str, Any]) -> None:
+    if not (run / _ORIGIN).exists():
+        return
+    started = json.loads((run / _ORIGIN).read_text("utf-8"))
+    if started["data"] != origin["data"]:
+        raise ValueError(f"{run} was started with other data: its files have changed since; use another --output")
+    if started["processes"] != origin["processes"]:
+        raise ValueError(
+            f"{run} was started with {started['processes']} processes and cannot go on with {origin['processes']}"
+        )
+
+
+def _write_preamble(model: Any, recipe: Any, run: Path, origin: dict[str, Any]) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    save_recipe(recipe, run / _RECIPE)
+    versions = {
+        "dynaconv": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "command": sys.argv,
+    }
+    for name, content in ((_ORIGIN, origin), ("versions.json", versions)):
+        (run / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    model.config.save_pretrained(run)
+    model.generation_config.save_pretrained(run)
+
+
+def _arguments(options: TrainConfig, run: Path) -> TrainingArguments:
+    bf16 = (
+        torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        if options.precision == "auto"
+        else options.precision == "bf16"
+    )
+    cosine = options.schedule == "cosine"
+    args = TrainingArguments(
+        output_dir=str(run),
+        max_steps=options.max_steps,
+        gradient_accumulation_steps=options.accumulation,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type=SchedulerType.COSINE_WITH_MIN_LR if cosine else SchedulerType.INVERSE_SQRT,
+        lr_scheduler_kwargs={"min_lr": options.min_learning_rate} if cosine else {},
+        warmup_steps=options.warmup_steps,
+        weight_decay=options.weight_decay,
+        adam_beta2=0.98,
+        max_grad_norm=options.clip_norm,
+        bf16=bf16,
+        use_cpu=not torch.accelerator.is_available(),  # without it, several CPU processes train beside each other
+        seed=options.seed,
+        logging_steps=options.log_steps,
+        eval_strategy="steps",
+        eval_steps=options.eval_steps,
+        save_strategy="steps",
+        save_steps=options.save_steps,
+        report_to="none",  # `fit` adds TensorBoard, to say where
+        label_names=["labels"],
+        remove_unused_columns=False,
+        # Every process sees the same number of batches: TokenBatchSampler sees to it.
+        accelerator_config={"even_batches": False},
+    )
+    if args.n_gpu > 1:
+        logger.warning("training on one of %d GPUs: torchrun -m dynaconv train ... uses all of them", args.n_gpu)
+        args._n_gpu = 1  # otherwise the Trainer takes the deprecated nn.DataParallel
+    return args
