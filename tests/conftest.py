@@ -72,6 +72,18 @@ def run_cli(*arguments: object, cache: Path, **options) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False, **options)
 
 
+def run_on_two_processes(*arguments: object, environment: dict[str, str] | None = None, **options):
+    """`python ARGUMENTS` on two processes of one thread each, by torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += map(str, arguments)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=600, check=False, **options
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result
+
+
 def enable_checkpointing(model, *arguments) -> None:
     """Activation checkpointing, by its older name in transformers before 5.22."""
     name = "activation_checkpointing_enable"

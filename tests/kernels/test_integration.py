@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import dynaconv
 from dynaconv.kernels import library
 
+from ..conftest import run_on_two_processes
 from .problems import OPERATORS, Problem
 
 X = torch.randn(2, 9, 12)
@@ -124,10 +125,7 @@ def test_flops_are_counted(kind):
 @pytest.mark.slow
 def test_dtensors_and_fsdp():
     """Two processes with a part of the batch or of the channels each, against one."""
-    script = Path(__file__).with_name("two_processes.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+    result = run_on_two_processes(Path(__file__).with_name("two_processes.py"))
     assert result.stdout.count("equal") == 2
 
 

@@ -67,9 +67,9 @@ def graft(
 
     Raises:
         TypeError: not a Hugging Face model, or an option of another type.
-        ValueError: a layout that is not known or cannot be served, a model that has short convolutions or is sharded
-            or dispatched to devices already, a placement that names nothing, or sizes that do not fit. The model stays
-            as it was.
+        ValueError: a layout that is not known or cannot be served, a model that has short convolutions or adapters of
+            PEFT, or is sharded or dispatched to devices already, a placement that names nothing, or sizes that do not
+            fit. The model stays as it was.
     """
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
@@ -80,6 +80,11 @@ def graft(
         raise ValueError("model has short convolutions already: call dynaconv.ungraft first")
     if any(isinstance(module, (ShortConv, DynamicShortConv)) for module in model.modules()):
         raise ValueError(f"model has short convolutions of its own, {type(model).__name__}: choose them in its config")
+    # They stand in the place of linear layers, whose convolutions would be left out, or have some inside.
+    if any(type(module).__module__.startswith("peft.") for module in model.modules()):
+        raise ValueError(
+            "model has adapters of PEFT inside: graft before they are added, or merge them with merge_and_unload()"
+        )
     options = _options(placement, kind=kind, width=width, rank=rank, head_dim=head_dim, static=static, init=init)
     note_version()
     stacks = find_stacks(model, placement)

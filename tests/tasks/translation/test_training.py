@@ -18,7 +18,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 import dynaconv.models  # noqa: F401 (registers our models with the Auto classes)
 from dynaconv.training.checkpoints import checkpoints
 
-from ...conftest import run_cli, write_recipe
+from ...conftest import run_cli, run_on_two_processes, write_recipe
 
 SHORT = {
     "max_steps": 60,
@@ -96,11 +96,9 @@ def test_two_processes(tmp_path, cache):
     recipe = write_recipe(
         tmp_path, train=options, model={"dropout": 0.0, "input_dropout": 0.0, "attention_dropout": 0.0}
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dynaconv"]
-    environment = {**os.environ, "DYNACONV_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    run = [*command, "train", str(recipe), "--output", str(tmp_path / "two")]
-    result = subprocess.run(run, capture_output=True, text=True, env=environment, timeout=600, check=False)
-    assert result.returncode == 0, result.stderr[-2000:]
+    arguments = ["-m", "dynaconv", "train", recipe, "--output", tmp_path / "two"]
+    environment = {"DYNACONV_CACHE": str(cache)}
+    run_on_two_processes(*arguments, environment=environment)
     assert (
         run_cli("train", recipe, "--output", tmp_path / "one", "--train.accumulation", 2, cache=cache).returncode == 0
     )
@@ -111,10 +109,7 @@ def test_two_processes(tmp_path, cache):
     for name in ("checkpoint-20", "history.json", "curves.png", "model.safetensors"):
         path = tmp_path / "two" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    result = subprocess.run(
-        [*run, "--resume"], capture_output=True, text=True, env=environment, timeout=600, check=False
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
+    run_on_two_processes(*arguments, "--resume", environment=environment)
     resumed = load_file(tmp_path / "two" / "model.safetensors")
     assert all(torch.equal(weights[key], resumed[key]) for key in weights)
     alone = run_cli("train", recipe, "--output", tmp_path / "two", "--resume", cache=cache)

@@ -1,0 +1,171 @@
+"""Grafted models in what is built on transformers; its imports take seconds, and are made by the tests that need them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, pipeline
+
+import dynaconv
+from dynaconv.grafting import modules
+from dynaconv.models.huggingface import Sequences
+
+from ..conftest import run_on_two_processes
+from .support import assert_close, differs, grafted, tokens, vanilla
+from .two_processes import train
+
+# peft 0.21 and TRL 1.16 use names that transformers 5.24 has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing` is deprecated:FutureWarning")
+
+
+def adapt(model, targets, **options):
+    """With LoRA whose updates are random; those of a new adapter are zero."""
+    import peft
+
+    torch.manual_seed(4)
+    config = peft.LoraConfig(
+        r=4, target_modules=targets, init_lora_weights=False, task_type=peft.TaskType.CAUSAL_LM, **options
+    )
+    return peft.get_peft_model(model, config)
+
+
+@pytest.mark.parametrize("trained", [None, ["self_attn_qkv"]], ids=["frozen", "trained"])
+def test_lora_trained_saved_loaded_merged(tmp_path, trained):
+    """On projections without a convolution; convolutions are frozen, or trained and saved with the adapter."""
+    import peft
+
+    ids = tokens()
+    grafted().save_pretrained(tmp_path / "model")
+    adapted = adapt(dynaconv.from_pretrained(tmp_path / "model"), ["o_proj", "down_proj"], modules_to_save=trained)
+    learning = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    train(adapted, torch.optim.SGD(learning, lr=0.5), [ids, tokens(seed=5)])
+    expected = adapted.eval()(ids).logits
+    adapted.save_pretrained(tmp_path / "adapter")
+    base = dynaconv.from_pretrained(tmp_path / "model").eval()
+    convs = base.model.layers[0].short_convs.state_dict()
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    assert_close(loaded(ids).logits, expected)
+    with loaded.disable_adapter():
+        assert_close(loaded(ids).logits, grafted()(ids).logits)
+        assert differs(loaded(ids).logits, expected)
+    generated = loaded.generate(input_ids=ids, max_new_tokens=6, do_sample=False)
+    loaded.merge_and_unload().save_pretrained(tmp_path / "merged")
+    merged = dynaconv.from_pretrained(tmp_path / "merged").eval()
+    assert_close(merged(ids).logits, expected)
+    assert torch.equal(merged.generate(ids, max_new_tokens=6, do_sample=False), generated)
+    after = merged.model.layers[0].short_convs.state_dict()
+    assert all(torch.equal(convs[name], after[name]) == (trained is None) for name in convs)
+    assert differs(dynaconv.ungraft(merged)(ids).logits, expected)
+
+
+def test_lora_on_a_convolved_projection_is_added_behind_the_convolution():
+    """So that merging it changes the model."""
+    model, ids = grafted(), tokens()
+    adapted = adapt(model, ["v_proj"]).eval()
+    logits = adapted(ids).logits
+    expected = grafted()
+    for layer, with_lora in zip(expected.model.layers, model.model.layers):
+        lora = with_lora.self_attn.v_proj
+        layer.self_attn.v_proj.register_forward_hook(
+            lambda linear, inputs, y, lora=lora: y + lora.scaling["default"] * lora.lora_B["default"](lora.lora_A["default"](*inputs))
+        )  # fmt: skip
+    assert_close(logits, expected(ids).logits)
+    assert differs(adapted.merge_and_unload()(ids).logits, logits)
+
+
+def test_lora_before_the_graft_has_to_be_merged():
+    ids, adapted = tokens(), adapt(vanilla(), ["v_proj"]).eval()
+    expected = adapted(ids).logits
+    with pytest.raises(TypeError, match="before adapters of PEFT are put around it; got PeftModelForCausalLM"):
+        dynaconv.graft(adapted)
+    with pytest.raises(ValueError, match="has adapters of PEFT inside: graft before .* merge_and_unload"):
+        dynaconv.graft(adapted.get_base_model())
+    merged = adapted.merge_and_unload()
+    logits = merged(ids).logits
+    assert_close(logits, expected)
+    assert torch.equal(dynaconv.graft(merged)(ids).logits, logits)
+
+
+@pytest.fixture
+def tokenizer():
+    """A word for every token of the tiny models."""
+    words = ["<pad>", "<s>", "</s>", *(f"w{token}" for token in range(3, 61))]
+    backend = Tokenizer(models.WordLevel({word: token for token, word in enumerate(words)}, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, padding_side="left", **names)
+
+
+def test_pipeline(tokenizer):
+    """Texts alone and in a padded batch."""
+    model, rows = grafted(), [tokens(1), tokens(1, 5, seed=3)]
+    texts = [tokenizer.decode(row[0]) for row in rows]
+
+    def continuations():
+        new = [model.generate(row, max_new_tokens=8, do_sample=False)[0, row.shape[1] :] for row in rows]
+        return [tokenizer.decode(row, skip_special_tokens=True) for row in new]
+
+    pipe, expected = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu"), continuations()
+    for size in (1, 2):
+        results = pipe(texts, batch_size=size, max_new_tokens=8, do_sample=False, return_full_text=False)
+        assert [result["generated_text"] for [result] in results] == expected
+    dynaconv.ungraft(model)
+    assert not set(continuations()) & set(expected)
+
+
+@pytest.mark.slow
+def test_sft_trainer_with_packing(tmp_path, tokenizer, monkeypatch):
+    """The loss of packed texts is that of every text alone."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    model, texts = grafted(), [tokenizer.decode(tokens(1, length)[0]) for length in (5, 9, 3, 7, 11, 4)]
+    config = SFTConfig(
+        str(tmp_path), packing=True, max_length=20, per_device_train_batch_size=2, max_steps=2, learning_rate=1e-2,
+        report_to=[], use_cpu=True, bf16=False, save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    data = Dataset.from_dict({"text": texts})
+    trainer = SFTTrainer(model, config, train_dataset=data, processing_class=tokenizer)
+    convs = {name: p.detach().clone() for name, p in model.named_parameters() if "short_convs" in name}
+    trainer.train()
+    assert all(differs(model.get_parameter(name), before) for name, before in convs.items())
+    batches = list(trainer.get_train_dataloader())
+    pieces = [pieces_of(batch) for batch in batches]
+    assert sorted(len(piece) for own in pieces for piece in own) == [4, 5, 6, 8, 10, 12]  # each with its end
+
+    def losses():
+        return torch.stack([trainer.compute_loss(model, dict(batch)) for batch in batches])
+
+    alone = [
+        sum(model(piece[None], labels=piece[None]).loss * (len(piece) - 1) for piece in own)
+        / sum(len(piece) - 1 for piece in own)
+        for own in pieces
+    ]
+    assert_close(losses(), torch.stack(alone))
+    # Attention alone keeps the texts apart.
+    monkeypatch.setattr(modules, "find_sequences", lambda shape, *arguments: Sequences(shape))
+    assert differs(losses(), torch.stack(alone))
+
+
+def pieces_of(batch):
+    starts = [*(batch["position_ids"][0] == 0).nonzero()[:, 0].tolist(), batch["input_ids"].shape[1]]
+    return [batch["input_ids"][0, start:end] for start, end in zip(starts, starts[1:])]
+
+
+@pytest.mark.slow
+def test_accelerate_and_fsdp_on_two_processes(tmp_path):
+    """Two processes with a half of every batch each, against one."""
+    model, rows = grafted().train(), tokens(12)
+    model.save_pretrained(tmp_path / "model")
+    torch.save(rows, tmp_path / "rows.pt")
+    run_on_two_processes(Path(__file__).with_name("two_processes.py"), cwd=tmp_path)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train(model, torch.optim.SGD(model.parameters(), lr=0.5), rows.split(4))
+    expected = model.state_dict()
+    assert all(differs(expected[name], before[name]) for name in expected)
+    for actual in (dynaconv.from_pretrained(tmp_path / "accelerate").state_dict(), torch.load(tmp_path / "fsdp2.pt")):
+        assert actual.keys() == expected.keys()
+        for name, tensor in expected.items():
+            # Gradients of the halves are added in another order: 1.2e-7 apart where it is most.
+            torch.testing.assert_close(actual[name], tensor, rtol=1e-6, atol=1e-6)
