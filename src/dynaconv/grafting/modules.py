@@ -156,8 +156,10 @@ class GraftedLinear(Grafted):
 class Slot(threading.local):
     """Where a backbone leaves its sequences for its layers, and a layer its call for its linear layers, by thread."""
 
-    sequences: Sequences | None = None
-    call: "LayerCall | None" = None
+    def __init__(self) -> None:
+        # In every thread, and not as defaults of the class: a compiled call guards what the instance has.
+        self.sequences: Sequences | None = None
+        self.call: LayerCall | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Slot, ()
