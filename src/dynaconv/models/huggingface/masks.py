@@ -56,7 +56,7 @@ def find_sequences(
     Raises:
         TypeError: the mask is of another kind.
         ValueError: packed sequences together with padding or a cache that holds tokens, or across rows; a mask that is
-            too short.
+            too short, or of another number of dimensions.
     """
     past = past_length(cache)
     if cu_seqlens is not None:
@@ -81,6 +81,8 @@ def find_sequences(
         raise TypeError(
             f"attention_mask must be a tensor [B, T] for convolutions to see; got {type(attention_mask).__name__}"
         )
+    if attention_mask.dim() not in (2, 4):
+        raise ValueError(f"attention_mask must be [B, past + T] or [B, 1, T, keys]; got {list(attention_mask.shape)}")
     sequence = None
     if attention_mask.dim() == 2:
         mask, keys = _columns(attention_mask, shape[1], past), attention_mask
@@ -115,6 +117,11 @@ def _read_pairs(mask: Tensor, tokens: int, cache: Cache | None, past: Any) -> tu
         Whether a token may look at itself, which padding may not, [B, T]; whether any token may look at a key,
         [B, keys]; which sequence a token is of, [B, T], or None.
     """
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise TypeError(
+            f"attention_mask [B, 1, T, keys] must be boolean, True where a token may look, or floating point, about 0 "
+            f"there; got {mask.dtype}"
+        )
     first = 0
     if cache is not None:
         sizes = [layer.get_mask_sizes(tokens) for layer in cache.layers if isinstance(layer, CacheLayerMixin)]
