@@ -133,6 +133,7 @@ def test_an_encoder_that_takes_no_tokens_is_left_alone():
 
 @pytest.mark.parametrize(("name", "kind"), [
     ("LongformerModel", "longformer"), ("FSMTModel", "fsmt"), ("LEDModel", "led"), ("PegasusXModel", "pegasus_x"),
+    ("CanineModel", "canine"),
 ])  # fmt: skip
 def test_encoders_of_another_layout_are_refused(name, kind):
     with pytest.raises(ValueError, match=f"cannot have short convolutions, {name}: "):

@@ -23,7 +23,7 @@ _REFUSED = {
     "prophetnet": "its layers see several predictions of every token",
     "jetmoe": "its queries are made by experts, which see no sequence",
     "deepseek_v4": "its keys and values are compressed across tokens",
-    "fsmt": "its layers have tokens first and rows second",
+    "canine": "its layers see characters in some places and groups of them in others",
     "longformer": "its attention has tokens first and rows second",
     "led": "the attention of its encoder has tokens first and rows second",
     "pegasus_x": "its encoder attends in blocks, for which it pads the sequence",
@@ -88,7 +88,12 @@ def _takes_tokens(backbone: Any) -> bool:
 
 def _find_stack(model: PreTrainedModel, part: Any, causal: bool | None, placement: str) -> Stack:
     """The layers in a part of a model, and the innermost model that is called with their tokens."""
-    config = part.config.get_text_config(decoder=True)
+    if not isinstance(part, PreTrainedModel):
+        raise ValueError(
+            f"model cannot have short convolutions, {type(model).__name__}: {type(part).__name__} in it is no "
+            "PreTrainedModel"
+        )
+    config: Any = part.config.get_text_config(decoder=True)
     lists = {
         path: module
         for path, module in part.named_modules()
