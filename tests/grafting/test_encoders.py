@@ -6,6 +6,7 @@ import transformers
 from transformers import AutoConfig
 
 import dynaconv
+from dynaconv.models.huggingface import CACHE
 
 from .support import differs, tokens
 
@@ -24,10 +25,10 @@ ENCODERS = {"BertForMaskedLM": "bert", "ModernBertForMaskedLM": "modernbert", "D
 ENCODER_DECODERS = {"T5ForConditionalGeneration": "t5", "BartForConditionalGeneration": "bart"}
 
 
-def make(name, kind):
+def make(name, kind, **sizes):
     fields = AutoConfig.for_model(kind).to_dict()
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **{name: size for name, size in SIZES.items() if name in fields})
+    config = AutoConfig.for_model(kind, **{name: size for name, size in SIZES.items() if name in fields}, **sizes)
     model = getattr(transformers, name)(config).eval()
     if model.can_generate():
         model.generation_config.update(eos_token_id=None, decoder_start_token_id=1)
@@ -108,6 +109,35 @@ def test_encoder_decoders(name, tmp_path):
     model.save_pretrained(tmp_path)
     again = dynaconv.from_pretrained(tmp_path).eval()
     assert_close(again(ids, decoder_input_ids=target).logits, whole)
+
+
+@torch.no_grad()
+def test_an_encoder_that_takes_no_tokens_is_left_alone():
+    """Of speech, beside a decoder; a model that is nothing else is refused."""
+    sizes = {"num_mel_bins": 8, "max_source_positions": 20, "max_target_positions": 32}
+    model, sound, target = make("WhisperForConditionalGeneration", "whisper", **sizes), torch.randn(2, 8, 40), tokens()
+    before = model(sound, decoder_input_ids=target).logits
+    dynaconv.graft(model, rank=2)
+    assert torch.equal(model(sound, decoder_input_ids=target).logits, before)
+    assert paddings(model) == {(True, "causal")}
+    whole, cache = randomise(model)(sound, decoder_input_ids=target).logits, None
+    assert differs(whole, before)
+    pieces = []
+    for t in range(13):
+        output = model(sound, decoder_input_ids=target[:, t : t + 1], use_cache=True, **{CACHE: cache})
+        pieces, cache = [*pieces, output.logits], output[CACHE]
+    assert_close(torch.cat(pieces, 1), whole)
+    with pytest.raises(ValueError, match="must take tokens, input_ids or inputs_embeds; ViTModel takes pixel_values"):
+        dynaconv.graft(make("ViTModel", "vit"))
+
+
+@pytest.mark.parametrize(("name", "kind"), [
+    ("LongformerModel", "longformer"), ("FSMTModel", "fsmt"), ("LEDModel", "led"), ("PegasusXModel", "pegasus_x"),
+    ("CanineModel", "canine"),
+])  # fmt: skip
+def test_encoders_of_another_layout_are_refused(name, kind):
+    with pytest.raises(ValueError, match=f"cannot have short convolutions, {name}: "):
+        dynaconv.graft(make(name, kind))
 
 
 @torch.no_grad()

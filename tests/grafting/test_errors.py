@@ -77,6 +77,17 @@ def test_a_part_called_on_its_own_is_refused():
 
 
 @torch.no_grad()
+def test_tokens_before_rows_are_refused():
+    """As some models have them; as many numbers, in another order."""
+    model = grafted()
+    for name in ("q_proj", "k_proj", "v_proj"):
+        linear = model.model.layers[0].self_attn.get_submodule(name)
+        linear.register_forward_pre_hook(lambda module, inputs: inputs[0].transpose(0, 1).contiguous())
+    with pytest.raises(RuntimeError, match=r"q_proj.*must see a sequence, \[2, 13\] tokens; got \[13, 2, 32\]"):
+        model(tokens())
+
+
+@torch.no_grad()
 def test_a_site_that_is_passed_over_or_called_twice_is_noticed():
     """Quantizers and others put modules of their own in the place of linear layers."""
     model, ids = grafted(), tokens()

@@ -71,3 +71,5 @@ def test_loading_takes_the_keywords_of_transformers(tmp_path):
     assert loaded.config.use_cache is False
     assert not info["missing_keys"]
     torch.testing.assert_close(loaded.eval()(tokens()).logits.float(), model(tokens()).logits, rtol=0.1, atol=0.1)
+    for name in ("dtype", "torch_dtype"):  # the second is the older name
+        assert dynaconv.from_pretrained(tmp_path, subfolder="sub", **{name: "auto"}).dtype == torch.float32

@@ -60,6 +60,15 @@ def test_compiled():
         assert_close(torch.cat(pieces, 1), model(ids).logits)
 
 
+@torch.no_grad()
+def test_compiled_from_the_first_call_on():
+    """Of a model that was never called uncompiled, which would leave what the second compilation looks for."""
+    model, ids = dynaconv.graft(vanilla(), rank=2), tokens()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for length in (13, 7):
+        assert_close(compiled(ids[:, :length]).logits, vanilla()(ids[:, :length]).logits)
+
+
 def real_text():
     """Bytes of the licence as rows of 32 tokens below 61."""
     text = (Path(__file__).parents[2] / "LICENSE").read_bytes().lower()

@@ -85,6 +85,10 @@ def test_without_a_compiler():
     )
 
 
+def test_where_processes_do_not_fork():
+    assert run("import os, numba, torch\ndel os.register_at_fork") == ([], "kernels")
+
+
 @pytest.mark.parametrize("error", ["ImportError", "SystemError"])
 def test_a_broken_numba(tmp_path, error):
     (tmp_path / "numba.py").write_text(f"raise {error}('numba needs\\nanother numpy')")

@@ -93,5 +93,9 @@ def test_what_cannot_be_is_refused():
         find_sequences(SHAPE, torch.cat([torch.ones(2, 1, 4, 3).bool(), SEPARATE], 3), None, full(3), None)
     with pytest.raises(ValueError, match=r"attention_mask must be \[B, past \+ T\] with past = 3, T = 4; got \[2, 4\]"):
         find_sequences(SHAPE, LEFT, None, full(3), None)
+    with pytest.raises(ValueError, match=r"must be \[B, past \+ T\] or \[B, 1, T, keys\]; got \[2, 4, 4\]"):
+        find_sequences(SHAPE, SEPARATE[:, 0], None, None, None)
+    with pytest.raises(TypeError, match="must be boolean, True where a token may look.*; got torch.int64"):
+        find_sequences(SHAPE, SEPARATE.long(), None, None, None)
     with pytest.raises(TypeError, match="attention_mask must be a tensor.*got str"):
         find_sequences(SHAPE, "causal", None, None, None)

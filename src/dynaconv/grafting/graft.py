@@ -51,7 +51,7 @@ def graft(
     Args:
         model: of transformers: causal language model, encoder, encoder-decoder, language model behind another
             modality, or a backbone alone; docs/hosts.md says which types. Layers that have no such projections, say
-            of recurrences, get none of their convolutions.
+            of recurrences, get none of their convolutions, and so do encoders of images and sounds.
         placement: "qkv" or any of these letters, or "all_linear": after every linear layer of the layers, but for
             routers and routed experts, which see no sequences.
         kind: "lowrank", "headwise" or "static".
@@ -67,9 +67,9 @@ def graft(
 
     Raises:
         TypeError: not a Hugging Face model, or an option of another type.
-        ValueError: a layout that is not known or cannot be served, a model that has short convolutions or adapters of
-            PEFT, or is sharded or dispatched to devices already, a placement that names nothing, or sizes that do not
-            fit. The model stays as it was.
+        ValueError: a layout that is not known or cannot be served, a model that takes no tokens, has short convolutions
+            or adapters of PEFT, or is sharded or dispatched to devices already, a placement that names nothing, or
+            sizes that do not fit. The model stays as it was.
     """
     if not isinstance(model, PreTrainedModel):
         raise TypeError(

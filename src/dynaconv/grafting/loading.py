@@ -27,7 +27,7 @@ def from_pretrained(path: str | os.PathLike[str], **keywords: Any) -> Any:
             their parameters.
     """
     hub = {name: keywords.pop(name) for name in _HUB_KEYWORDS if name in keywords}
-    own = {name: keywords.pop(name) for name in ("dtype", "output_loading_info") if name in keywords}
+    own = {name: keywords.pop(name) for name in ("dtype", "torch_dtype", "output_loading_info") if name in keywords}
     config: Any = keywords.pop("config", None)
     if config is None:
         load: Any = AutoConfig.from_pretrained

@@ -156,8 +156,10 @@ class GraftedLinear(Grafted):
 class Slot(threading.local):
     """Where a backbone leaves its sequences for its layers, and a layer its call for its linear layers, by thread."""
 
-    sequences: Sequences | None = None
-    call: "LayerCall | None" = None
+    def __init__(self) -> None:
+        # In every thread, and not as defaults of the class: a compiled call guards what the instance has.
+        self.sequences: Sequences | None = None
+        self.call: LayerCall | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Slot, ()
@@ -181,7 +183,9 @@ class LayerCall:
             T, stream = x.shape[-2], self._all_tokens(x.shape[-2])
         elif site.anew:
             stream = Stream(self.sequences.mask, self.sequences.cu_seqlens)
-        if y.numel() != B * T * shape[-1] or x.numel() != B * T * x.shape[-1]:
+        # Where a model has tokens before rows, there are as many, and a view would mix them up.
+        swapped = x.dim() > 2 and (x.shape[0], x.shape[-2]) != (B, T)
+        if swapped or y.numel() != B * T * shape[-1] or x.numel() != B * T * x.shape[-1]:
             raise RuntimeError(
                 f"{site.path} with a short convolution must see a sequence, [{B}, {T}] tokens; got {list(x.shape)}"
             )

@@ -1,5 +1,6 @@
 """Which parts of other people's models are stacks of layers that see sequences."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,11 @@ _REFUSED = {
     "prophetnet": "its layers see several predictions of every token",
     "jetmoe": "its queries are made by experts, which see no sequence",
     "deepseek_v4": "its keys and values are compressed across tokens",
+    "canine": "its layers see characters in some places and groups of them in others",
+    "longformer": "its attention has tokens first and rows second",
+    "led": "the attention of its encoder has tokens first and rows second",
+    "pegasus_x": "its encoder attends in blocks, for which it pads the sequence",
+    "t5gemma2": "its decoder projects its own tokens and those of the encoder with the same layers",
 }
 # Where "all_linear" cannot be, but letters can.
 _REFUSED_EVERYWHERE = {"minimax": "the states of its linear attention are not in the layers of its cache"}
@@ -50,7 +56,7 @@ def find_stacks(model: PreTrainedModel, placement: str) -> list[Stack]:
     """The stacks of a model that get convolutions.
 
     Raises:
-        ValueError: a layout that is not known, or a placement that names nothing in it.
+        ValueError: a layout that is not known, a placement that names nothing in it, or a model that takes no tokens.
     """
     config: Any = model.config.get_text_config(decoder=True)
     refused = _REFUSED | (_REFUSED_EVERYWHERE if placement == "all_linear" else {})
@@ -67,12 +73,27 @@ def find_stacks(model: PreTrainedModel, placement: str) -> list[Stack]:
     stacks = [stack for stack in stacks if any(stack.sites)]
     if not stacks:
         raise ValueError(f"model has a layout that is not known, {type(model).__name__}: {describe(model)}")
-    return stacks
+    of_tokens = [stack for stack in stacks if _takes_tokens(stack.backbone)]
+    if not of_tokens:
+        raise ValueError(
+            f"model must take tokens, input_ids or inputs_embeds; {type(model).__name__} takes {model.main_input_name}"
+        )
+    return of_tokens
+
+
+def _takes_tokens(backbone: Any) -> bool:
+    """Not pixels or sounds, as the encoders of speech recognition do."""
+    return not {"input_ids", "inputs_embeds"}.isdisjoint(inspect.signature(backbone.forward).parameters)
 
 
 def _find_stack(model: PreTrainedModel, part: Any, causal: bool | None, placement: str) -> Stack:
     """The layers in a part of a model, and the innermost model that is called with their tokens."""
-    config = part.config.get_text_config(decoder=True)
+    if not isinstance(part, PreTrainedModel):
+        raise ValueError(
+            f"model cannot have short convolutions, {type(model).__name__}: {type(part).__name__} in it is no "
+            "PreTrainedModel"
+        )
+    config: Any = part.config.get_text_config(decoder=True)
     lists = {
         path: module
         for path, module in part.named_modules()

@@ -15,7 +15,8 @@ def _after_fork() -> None:
     _forked = True
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # not where there are no forks, on Windows
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def cpu_kernels_run() -> bool:

@@ -92,7 +92,9 @@ def test_interrupted_after_the_first_lines(toy_run, tmp_path, whole, from_file):
         process = start(toy_run, *[path][:from_file], *SMALL, stdin=stream)
         first = "".join(process.stdout.readline() for _ in range(3))
         process.send_signal(signal.SIGINT)
-        output, messages = process.communicate(timeout=60)
+        # Not communicate(), which would not see what readline() has read ahead.
+        output, messages = process.stdout.read(), process.stderr.read()
+        process.wait(60)
     lines = (first + output).splitlines()
     assert process.returncode == 130, messages
     assert "interrupted" in messages
