@@ -46,9 +46,13 @@ VARIANTS: dict[str, tuple[str, Kind, str]] = {
 def build(vocabulary: int) -> dict[str, Any]:
     """The models by name, all with the parameters of the first."""
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=512, intermediate_size=1408, num_hidden_layers=2, num_attention_heads=8,
+        vocab_size=vocabulary,
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=2,
+        num_attention_heads=8,
         use_cache=False,
-    )  # fmt: skip
+    )
     models = {}
     for name in (BASE, *VARIANTS):
         torch.manual_seed(0)

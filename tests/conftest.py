@@ -49,15 +49,30 @@ def write_recipe(folder: Path, **sections: dict) -> Path:
         "data": {"train": str(write_tsv(folder / "train.tsv", toy_pairs(600))), "valid_size": 40, "test_size": 40},
         "tokenizer": {"vocab_size": 120},
         "model": {
-            "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_kernel_sizes": [3, 5],
-            "decoder_kernel_sizes": [3, 5], "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "share_embeddings": "all",
-            "glu": True, "normalize_before": True,
+            "d_model": 32,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_kernel_sizes": [3, 5],
+            "decoder_kernel_sizes": [3, 5],
+            "encoder_ffn_dim": 64,
+            "decoder_ffn_dim": 64,
+            "share_embeddings": "all",
+            "glu": True,
+            "normalize_before": True,
         },
         "train": {
-            "max_steps": 300, "max_tokens": 500, "learning_rate": 0.01, "schedule": "cosine", "warmup_steps": 30,
-            "save_steps": 100, "eval_steps": 150, "eval_sentences": 20, "log_steps": 50, "average_last": 2,
+            "max_steps": 300,
+            "max_tokens": 500,
+            "learning_rate": 0.01,
+            "schedule": "cosine",
+            "warmup_steps": 30,
+            "save_steps": 100,
+            "eval_steps": 150,
+            "eval_sentences": 20,
+            "log_steps": 50,
+            "average_last": 2,
         },
-    }  # fmt: skip
+    }
     for name, values in sections.items():
         recipe[name].update(values)
     path = folder / "recipe.yaml"

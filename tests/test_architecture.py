@@ -10,9 +10,17 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "dynaconv"
 # From the top down; rooms of a floor know nothing of each other. What stands in no room is known to all.
 FLOORS = [
-    {"__main__"}, {"cli"}, {"tasks"}, {"training", "bench"}, {"grafting"}, {"models", "data"}, {"nn", "interop"}, {"functional"},
-    {"checks"}, {"kernels"},
-]  # fmt: skip
+    {"__main__"},
+    {"cli"},
+    {"tasks"},
+    {"training", "bench"},
+    {"grafting"},
+    {"models", "data"},
+    {"nn", "interop"},
+    {"functional"},
+    {"checks"},
+    {"kernels"},
+]
 FLOOR = {room: len(FLOORS) - i for i, rooms in enumerate(FLOORS) for room in rooms}
 
 

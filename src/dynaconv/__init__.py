@@ -16,15 +16,34 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "backend", "data", "dynamic_conv", "from_pretrained", "functional", "graft", "grafting", "interop", "lowrank_conv",
-    "models", "nn", "rollback", "static_conv", "tasks", "ungraft",
-]  # fmt: skip
+    "backend",
+    "data",
+    "dynamic_conv",
+    "from_pretrained",
+    "functional",
+    "graft",
+    "grafting",
+    "interop",
+    "lowrank_conv",
+    "models",
+    "nn",
+    "rollback",
+    "static_conv",
+    "tasks",
+    "ungraft",
+]
 
 _SUBMODULES = {"data", "functional", "grafting", "interop", "models", "nn", "tasks"}
 _FUNCTIONS = {
-    "backend": "functional", "dynamic_conv": "functional", "lowrank_conv": "functional", "rollback": "functional",
-    "static_conv": "functional", "from_pretrained": "grafting", "graft": "grafting", "ungraft": "grafting",
-}  # fmt: skip
+    "backend": "functional",
+    "dynamic_conv": "functional",
+    "lowrank_conv": "functional",
+    "rollback": "functional",
+    "static_conv": "functional",
+    "from_pretrained": "grafting",
+    "graft": "grafting",
+    "ungraft": "grafting",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -82,9 +82,10 @@ def test_packed_sequences(family, placement):
 
 
 GENERATION = {
-    "greedy": {"do_sample": False}, "beam": {"do_sample": False, "num_beams": 3, "num_return_sequences": 2},
+    "greedy": {"do_sample": False},
+    "beam": {"do_sample": False, "num_beams": 3, "num_return_sequences": 2},
     "sampling": {"do_sample": True, "top_k": 5, "num_return_sequences": 2},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("way", GENERATION)
@@ -106,7 +107,10 @@ def test_beam_search_reorders_states(monkeypatch):
     from dynaconv.models.huggingface import ConvolvedLayer
 
     def outputs(model, cache):
-        return [model.generate(tokens(seed=seed), max_new_tokens=12, num_beams=4, do_sample=False, use_cache=cache) for seed in range(6)]  # fmt: skip
+        return [
+            model.generate(tokens(seed=seed), max_new_tokens=12, num_beams=4, do_sample=False, use_cache=cache)
+            for seed in range(6)
+        ]
 
     model = grafted()
     expected = outputs(model, False)

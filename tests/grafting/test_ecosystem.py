@@ -68,8 +68,10 @@ def test_lora_on_a_convolved_projection_is_added_behind_the_convolution():
     for layer, with_lora in zip(expected.model.layers, model.model.layers):
         lora = with_lora.self_attn.v_proj
         layer.self_attn.v_proj.register_forward_hook(
-            lambda linear, inputs, y, lora=lora: y + lora.scaling["default"] * lora.lora_B["default"](lora.lora_A["default"](*inputs))
-        )  # fmt: skip
+            lambda linear, inputs, y, lora=lora: (
+                y + lora.scaling["default"] * lora.lora_B["default"](lora.lora_A["default"](*inputs))
+            )
+        )
     assert_close(logits, expected(ids).logits)
     assert differs(adapted.merge_and_unload()(ids).logits, logits)
 
@@ -122,9 +124,18 @@ def test_sft_trainer_with_packing(tmp_path, tokenizer, monkeypatch):
 
     model, texts = grafted(), [tokenizer.decode(tokens(1, length)[0]) for length in (5, 9, 3, 7, 11, 4)]
     config = SFTConfig(
-        str(tmp_path), packing=True, max_length=20, per_device_train_batch_size=2, max_steps=2, learning_rate=1e-2,
-        report_to=[], use_cpu=True, bf16=False, save_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
+        str(tmp_path),
+        packing=True,
+        max_length=20,
+        per_device_train_batch_size=2,
+        max_steps=2,
+        learning_rate=1e-2,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
     data = Dataset.from_dict({"text": texts})
     trainer = SFTTrainer(model, config, train_dataset=data, processing_class=tokenizer)
     convs = {name: p.detach().clone() for name, p in model.named_parameters() if "short_convs" in name}

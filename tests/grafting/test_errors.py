@@ -20,7 +20,9 @@ from .support import grafted, tokens, vanilla
     (lambda m: dynaconv.graft(m, placement="mlp"), ValueError, "got 'mlp'"),
     (lambda m: dynaconv.graft(m, placement="qq"), ValueError, "each once"),
     (lambda m: dynaconv.graft(m, init="zero"), ValueError, "init must be"),
+    (lambda m: dynaconv.graft(m, kind="static", static=False), ValueError, "got static=False"),
     (lambda m: dynaconv.ungraft(m), ValueError, "model must have short convolutions"),
+    (lambda m: dynaconv.ungraft(None), ValueError, "got a plain NoneType"),
     (lambda m: dynaconv.graft(m.model.layers[0]), TypeError, "PreTrainedModel, before adapters.*; got LlamaDecoderLayer"),
 ])  # fmt: skip
 def test_misuse_leaves_the_model_as_it_was(call, error, message):

@@ -49,10 +49,15 @@ def test_loading_says_what_is_missing(tmp_path):
         dynaconv.from_pretrained(tmp_path / "part")
 
 
-@pytest.mark.parametrize(("entry", "message"), [
-    ({"placement": "qkv", "model": 1}, "dynaconv in the config.json of .* must have"),
-    ("yes", "got 'yes'"), ({"rank": "3"}, "rank must be int; got '3'"), ({"placement": 5}, "placement must be letters"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"placement": "qkv", "model": 1}, "dynaconv in the config.json of .* must have"),
+        ("yes", "got 'yes'"),
+        ({"rank": "3"}, "rank must be int; got '3'"),
+        ({"placement": 5}, "placement must be letters"),
+    ],
+)
 def test_hostile_checkpoints(tmp_path, entry, message):
     model = dynaconv.graft(vanilla())
     model.config.dynaconv = entry
@@ -65,11 +70,19 @@ def test_loading_takes_the_keywords_of_transformers(tmp_path):
     model = grafted()
     model.save_pretrained(tmp_path / "sub", max_shard_size="20KB")
     loaded, info = dynaconv.from_pretrained(
-        tmp_path, subfolder="sub", dtype=torch.bfloat16, attn_implementation="eager", use_cache=False, output_loading_info=True,
-    )  # fmt: skip
+        tmp_path,
+        subfolder="sub",
+        dtype=torch.bfloat16,
+        attn_implementation="eager",
+        use_cache=False,
+        output_loading_info=True,
+    )
     assert loaded.dtype == torch.bfloat16
     assert loaded.config.use_cache is False
     assert not info["missing_keys"]
     torch.testing.assert_close(loaded.eval()(tokens()).logits.float(), model(tokens()).logits, rtol=0.1, atol=0.1)
     for name in ("dtype", "torch_dtype"):  # the second is the older name
         assert dynaconv.from_pretrained(tmp_path, subfolder="sub", **{name: "auto"}).dtype == torch.float32
+    assert torch.equal(
+        dynaconv.from_pretrained(tmp_path / "sub", config=tmp_path / "sub").lm_head.weight, model.lm_head.weight
+    )

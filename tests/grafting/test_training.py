@@ -50,7 +50,9 @@ def test_compiled():
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
     length = torch.export.Dim("length", min=2, max=64)
-    exported = torch.export.export(model, (ids,), {"use_cache": False}, dynamic_shapes={"input_ids": {1: length}, "use_cache": None})  # fmt: skip
+    exported = torch.export.export(
+        model, (ids,), {"use_cache": False}, dynamic_shapes={"input_ids": {1: length}, "use_cache": None}
+    )
     assert_close(exported.module()(ids[:, :7], use_cache=False).logits, model(ids[:, :7]).logits)
     with torch.no_grad():
         cache = StaticCache(config=model.config, max_cache_len=20)
@@ -79,9 +81,15 @@ def real_text():
 def train(model, path, steps):
     rows = [{"input_ids": row, "labels": row} for row in real_text()]
     arguments = transformers.TrainingArguments(
-        str(path), max_steps=steps, per_device_train_batch_size=16, learning_rate=1e-2, report_to=[], use_cpu=True,
-        save_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
+        str(path),
+        max_steps=steps,
+        per_device_train_batch_size=16,
+        learning_rate=1e-2,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
     transformers.Trainer(model, arguments, train_dataset=rows).train()
 
 

@@ -20,8 +20,10 @@ def test_sequences(backend, width, activation):
     assert_same(
         lambda x, w, b: cc.causal_conv1d_fn(x, w, b, activation=activation),
         lambda x, w, b: conv(x, w, b, activation=activation),
-        randn(B, D, T), randn(D, width), randn(D),
-    )  # fmt: skip
+        randn(B, D, T),
+        randn(D, width),
+        randn(D),
+    )
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, T])
@@ -29,8 +31,10 @@ def test_states(backend, length):
     assert_same(
         lambda x, w, s: cc.causal_conv1d_fn(x, w, initial_states=s, return_final_states=True),
         lambda x, w, s: (conv(x, w, past=s), last(x, W - 1, s)),
-        randn(B, D, length), randn(D, W), randn(B, D, W - 1),
-    )  # fmt: skip
+        randn(B, D, length),
+        randn(D, W),
+        randn(B, D, W - 1),
+    )
 
 
 def test_final_states_out():

@@ -28,8 +28,11 @@ class TestDynamicConv1d:
 
         assert_same(
             lambda *inputs: dynamic_conv1d.headwise_dynamic_convolution(*inputs, residual),
-            oracle, randn(B, T, D), randn(B, T, heads, width), randn(width, D),
-        )  # fmt: skip
+            oracle,
+            randn(B, T, D),
+            randn(B, T, heads, width),
+            randn(width, D),
+        )
 
     @pytest.mark.parametrize("residual", [False, True])
     @pytest.mark.parametrize(("rank", "width"), [(1, 4), (5, 3)])
@@ -40,19 +43,28 @@ class TestDynamicConv1d:
 
         assert_same(
             lambda *inputs: dynamic_conv1d.lowrank_dynamic_convolution(*inputs, residual),
-            oracle, randn(B, T, D), randn(B, T, rank), randn(rank, width * D), randn(width, D),
-        )  # fmt: skip
+            oracle,
+            randn(B, T, D),
+            randn(B, T, rank),
+            randn(rank, width * D),
+            randn(width, D),
+        )
 
     def test_without_static(self, backend):
         x, weight, z, U = randn(B, T, D), randn(B, T, 3, W), randn(B, T, 2), randn(2, W * D)
         assert_same(
             dynamic_conv1d.headwise_dynamic_convolution,
-            lambda x, weight: backward_taps(x, weight.repeat_interleave(2, 2), False), x, weight,
-        )  # fmt: skip
+            lambda x, weight: backward_taps(x, weight.repeat_interleave(2, 2), False),
+            x,
+            weight,
+        )
         assert_same(
             dynamic_conv1d.lowrank_dynamic_convolution,
-            lambda x, z, U: backward_taps(x, (z @ U).view(B, T, W, D).transpose(2, 3), False), x, z, U,
-        )  # fmt: skip
+            lambda x, z, U: backward_taps(x, (z @ U).view(B, T, W, D).transpose(2, 3), False),
+            x,
+            z,
+            U,
+        )
 
     def test_tap_order_matters(self):
         x, weight, static_w, z, U = (torch.randn(s) for s in ((B, T, D), (B, T, 3, W), (W, D), (B, T, 2), (2, W * D)))

@@ -22,8 +22,13 @@ def test_everything(backend, activation):
 
     assert_same(
         lambda x, w, b, r, s: fla.causal_conv1d(x, w, b, r, s, True, activation),
-        oracle, randn(B, T, D), randn(D, W), randn(D), randn(B, T, D), randn(B, D, W),
-    )  # fmt: skip
+        oracle,
+        randn(B, T, D),
+        randn(D, W),
+        randn(D),
+        randn(B, T, D),
+        randn(B, D, W),
+    )
 
 
 @pytest.mark.parametrize("ends", [[0, T], [0, 1, 6, 6, 8, T]])
@@ -37,8 +42,11 @@ def test_packed(backend, ends):
 
     assert_same(
         lambda x, w, s: fla.causal_conv1d(x, w, initial_state=s, output_final_state=True, cu_seqlens=cu_seqlens),
-        oracle, randn(1, T, D), randn(D, W), randn(len(ends) - 1, D, W),
-    )  # fmt: skip
+        oracle,
+        randn(1, T, D),
+        randn(D, W),
+        randn(len(ends) - 1, D, W),
+    )
 
 
 def test_no_state(backend):
@@ -86,8 +94,10 @@ def test_heads(backend):
             F.silu(conv(x.flatten(2).transpose(1, 2), w).transpose(1, 2)).view_as(x) + r,
             last(x.flatten(2).transpose(1, 2), W),
         ),
-        x, weight, residual,
-    )  # fmt: skip
+        x,
+        weight,
+        residual,
+    )
 
 
 def test_seq_idx(backend):
@@ -126,10 +136,14 @@ class TestShortConvolution:
         assert_same(
             lambda x, r, s, w, b: layer(x, r, cache=s, output_final_state=True),
             lambda x, r, s, w, b: (
-                conv(x.transpose(1, 2), w[:, 0], b, s[..., 1:], "silu").transpose(1, 2) + r, last(x.transpose(1, 2), W, s)
+                conv(x.transpose(1, 2), w[:, 0], b, s[..., 1:], "silu").transpose(1, 2) + r,
+                last(x.transpose(1, 2), W, s),
             ),
-            randn(B, T, D), randn(B, T, D), randn(B, D, W), *layer.parameters(),
-        )  # fmt: skip
+            randn(B, T, D),
+            randn(B, T, D),
+            randn(B, D, W),
+            *layer.parameters(),
+        )
         assert layer.state_size == D * W
 
     def test_mask(self, backend):

@@ -25,8 +25,11 @@ class TestInkling2:
         source = dict(module.state_dict(keep_vars=True)) if as_state_dict else module
         assert_same(
             lambda x, generator, *_: inkling2.dynamic_short_convolution(source, x, generator),
-            lambda x, generator, *_: module(x, generator), x, generator, *parameters,
-        )  # fmt: skip
+            lambda x, generator, *_: module(x, generator),
+            x,
+            generator,
+            *parameters,
+        )
 
     def test_mask_by_zeroing(self, module):
         x, generator, mask = torch.randn(B, T, D), torch.randn(B, T, self.C), torch.ones(B, T, dtype=torch.bool)

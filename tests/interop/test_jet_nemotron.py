@@ -35,8 +35,11 @@ def test_module(backend, as_state_dict):
     source = dict(module.state_dict(keep_vars=True)) if as_state_dict else module
     assert_same(
         lambda x, g, *_: jet_nemotron.dynamic_short_convolution(source, x, g),
-        lambda x, g, *_: module(x, g), randn(B, T, D), randn(B, T, C), *module.parameters(),
-    )  # fmt: skip
+        lambda x, g, *_: module(x, g),
+        randn(B, T, D),
+        randn(B, T, C),
+        *module.parameters(),
+    )
 
 
 def test_double_precision():

@@ -47,9 +47,9 @@ def test_every_keyword(kind, extra):
     problem(kind, extras=() if extra is None else (extra,)).check("triton")
 
 
-@pytest.mark.parametrize("sizes", [
-    (1, 5, 3, 130, 3), (1, 5, 20, 7, 4), (1, 40, 1, 24, 31), (1, 700, 1, 3, 2), (3, 9, 130, 1, 4),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "sizes", [(1, 5, 3, 130, 3), (1, 5, 20, 7, 4), (1, 40, 1, 24, 31), (1, 700, 1, 3, 2), (3, 9, 130, 1, 4)], ids=str
+)
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_several_blocks(kind, sizes):
     """More channels, heads, channels of a head and tokens than a program takes."""

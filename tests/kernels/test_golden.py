@@ -31,9 +31,10 @@ def batch_first(tensor):
 def make_module(case, kind):
     """A module with the parameters of a case."""
     options = {
-        "padding": int(case["padding_l"]), "normalize": "softmax" if case["weight_softmax"] else None,
+        "padding": int(case["padding_l"]),
+        "normalize": "softmax" if case["weight_softmax"] else None,
         "renormalize_edges": bool(case.get("renorm_padding", False)),
-    }  # fmt: skip
+    }
     dim, width, heads = int(case["C"]), int(case["K"]), int(case["H"])
     if kind == "light":
         module = LightConv(dim, width, heads, bias="bias" in case, **options)
@@ -52,9 +53,11 @@ def make_module(case, kind):
 
 def gradients(case, module, x, query):
     names = {
-        "weight": "grad_weight", "bias": "grad_bias" if "grad_bias" in case else "grad_conv_bias",
-        "filter_proj.weight": "grad_weight_linear_weight", "filter_proj.bias": "grad_weight_linear_bias",
-    }  # fmt: skip
+        "weight": "grad_weight",
+        "bias": "grad_bias" if "grad_bias" in case else "grad_conv_bias",
+        "filter_proj.weight": "grad_weight_linear_weight",
+        "filter_proj.bias": "grad_weight_linear_bias",
+    }
     for name, parameter in module.named_parameters():
         yield parameter.grad, case[names[name]].reshape(parameter.shape)
     yield x.grad, batch_first(case["grad_x"])

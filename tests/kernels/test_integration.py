@@ -17,8 +17,11 @@ from ..conftest import run_on_two_processes
 from .problems import OPERATORS, Problem
 
 X = torch.randn(2, 9, 12)
-FILTERS = {"static": (torch.randn(3, 4),), "dynamic": (torch.randn(2, 9, 3, 4),),
-           "lowrank": (torch.randn(2, 9, 5), torch.randn(5, 12, 4))}  # fmt: skip
+FILTERS = {
+    "static": (torch.randn(3, 4),),
+    "dynamic": (torch.randn(2, 9, 3, 4),),
+    "lowrank": (torch.randn(2, 9, 5), torch.randn(5, 12, 4)),
+}
 GRAD = torch.randn(2, 9, 12)
 OPTIONS = (3, True, True, 0.5, "cpu")
 STATIC, BIAS, STATE, ENDS = torch.randn(3, 4), torch.randn(12), torch.randn(2, 3, 12), torch.tensor([0, 4, 9])

@@ -32,11 +32,18 @@ def test_every_keyword(kind, extra):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [
-    {"length": 4097, "heads": 3, "head_size": 1, "width": 4}, {"length": 2047, "heads": 1, "head_size": 96, "width": 3},
-    {"length": 31, "heads": 1000, "head_size": 1, "width": 4}, {"length": 50, "heads": 16, "head_size": 128, "width": 8},
-    {"length": 129, "heads": 2, "head_size": 96, "width": 4, "rank": 64}, {"length": 64, "heads": 8, "head_size": 256, "width": 2, "rank": 128},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"length": 4097, "heads": 3, "head_size": 1, "width": 4},
+        {"length": 2047, "heads": 1, "head_size": 96, "width": 3},
+        {"length": 31, "heads": 1000, "head_size": 1, "width": 4},
+        {"length": 50, "heads": 16, "head_size": 128, "width": 8},
+        {"length": 129, "heads": 2, "head_size": 96, "width": 4, "rank": 64},
+        {"length": 64, "heads": 8, "head_size": 256, "width": 2, "rank": 128},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_large_sizes(kind, sizes):
     Problem(kind, batch=1, **sizes).check("cpu")
@@ -79,12 +86,19 @@ def test_reference_is_the_definition(padding, T, H, W):
             "lowrank": (dynaconv.lowrank_conv(x, codes, basis, padding=padding), loop_conv(x, product, left)),
             "all": (
                 dynaconv.lowrank_conv(
-                    x, codes, basis, padding=padding, static=static, bias=bias, activation="silu", residual=True,
+                    x,
+                    codes,
+                    basis,
+                    padding=padding,
+                    static=static,
+                    bias=bias,
+                    activation="silu",
+                    residual=True,
                     output_scale=0.3,
                 ),
                 0.3 * (torch.nn.functional.silu(loop_conv(x, product + taps, left) + bias) + x),
             ),
-        }  # fmt: skip
+        }
     for name, (actual, expected) in results.items():
         torch.testing.assert_close(actual, expected, msg=name)
     assert not torch.allclose(results["dynamic"][0], loop_conv(x, filters.flip(-1), left))

@@ -24,9 +24,14 @@ OPERATORS = {"static": dynaconv.static_conv, "dynamic": dynaconv.dynamic_conv, "
 def tensors(kind, heads):
     torch.manual_seed(0)
     shapes = {
-        "x": (4, 9, 12), "filters": (heads, 5) if kind == "static" else (4, 9, heads, 5), "codes": (4, 9, 3),
-        "basis": (3, 12, 5), "static": (heads, 5), "bias": (12,), "initial_state": (4, 4, 12),
-    }  # fmt: skip
+        "x": (4, 9, 12),
+        "filters": (heads, 5) if kind == "static" else (4, 9, heads, 5),
+        "codes": (4, 9, 3),
+        "basis": (3, 12, 5),
+        "static": (heads, 5),
+        "bias": (12,),
+        "initial_state": (4, 4, 12),
+    }
     return {name: torch.randn(shapes[name]) for name in ARGUMENTS[kind]}
 
 
@@ -58,9 +63,12 @@ def results_of(kind, leaves):
 def check_fsdp(mesh):
     torch.manual_seed(0)
     layers = [
-        dynaconv.nn.DynamicConv(16, 5, 4), dynaconv.nn.LightConv(16, 3, 4), dynaconv.nn.ShortConv(16, 1, bias=True),
-        dynaconv.nn.DynamicShortConv(16, rank=3), dynaconv.nn.Mamba2(16, num_heads=4, head_dim=8, state_size=8),
-    ]  # fmt: skip
+        dynaconv.nn.DynamicConv(16, 5, 4),
+        dynaconv.nn.LightConv(16, 3, 4),
+        dynaconv.nn.ShortConv(16, 1, bias=True),
+        dynaconv.nn.DynamicShortConv(16, rank=3),
+        dynaconv.nn.Mamba2(16, num_heads=4, head_dim=8, state_size=8),
+    ]
     model, x = torch.nn.Sequential(*layers), torch.randn(4, 9, 16)
     expected_y = model(x)
     expected_y.square().mean().backward()

@@ -66,8 +66,9 @@ PACKED = {
     "positions of three axes": (None, RESTART.expand(3, 2, 4), None),
     "positions of text and three axes": (None, RESTART.expand(4, 2, 4), [0, 2, 4, 8]),
     "positions beside a mask": (torch.ones(2, 4), RESTART, None),
-    "pairs": (SEPARATE, None, [0, 2, 4, 8]), "added pairs": (additive(SEPARATE), None, [0, 2, 4, 8]),
-}  # fmt: skip
+    "pairs": (SEPARATE, None, [0, 2, 4, 8]),
+    "added pairs": (additive(SEPARATE), None, [0, 2, 4, 8]),
+}
 
 
 @pytest.mark.parametrize("case", PACKED)

@@ -12,17 +12,27 @@ from .support import MODELS, assert_close, differs, llama_of, make, tokens
 from .test_lightconv import MIXERS, make_batch, make_model
 
 ROPE = {
-    "linear": {"factor": 4.0}, "dynamic": {"factor": 4.0}, "yarn": {"factor": 4.0, "original_max_position_embeddings": 16},
-    "longrope": {"short_factor": [1.0, 2.0, 3.0, 4.0], "long_factor": [2.0, 4.0, 6.0, 8.0], "factor": 2.0, "original_max_position_embeddings": 16},
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 4.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 16},
+    "longrope": {
+        "short_factor": [1.0, 2.0, 3.0, 4.0],
+        "long_factor": [2.0, 4.0, 6.0, 8.0],
+        "factor": 2.0,
+        "original_max_position_embeddings": 16,
+    },
     "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", ROPE)
 @torch.no_grad()
 def test_rotary_embeddings_of_every_type(kind):
     """Of sequences that are shorter and longer than the model is meant for."""
-    options = {"max_position_embeddings": 16, "rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **ROPE[kind]}}  # fmt: skip
+    options = {
+        "max_position_embeddings": 16,
+        "rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **ROPE[kind]},
+    }
     model, plain = make("attention", conv="none", **options), make("attention", conv="none")
     assert model.config.head_dim == 8
     llama = llama_of(model, **options)
@@ -130,9 +140,13 @@ def test_generation_returns_hidden_states_and_attentions():
     model.set_attn_implementation("eager")
     model.generation_config.eos_token_id = None
     output = model.generate(
-        ids, max_new_tokens=3, do_sample=False, return_dict_in_generate=True, output_hidden_states=True,
+        ids,
+        max_new_tokens=3,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_hidden_states=True,
         output_attentions=True,
-    )  # fmt: skip
+    )
     assert [[p.shape[2:] for p in step] for step in output.cross_attentions] == [[(1, 9)] * 2] * 3
     assert [[p.shape[2:] for p in step] for step in output.decoder_attentions] == [[(1, n)] * 2 for n in (1, 2, 3)]
     assert len(output.encoder_hidden_states) == len(output.decoder_hidden_states) == 3

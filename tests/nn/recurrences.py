@@ -18,9 +18,9 @@ def compare_gradients(function, oracle, tensors, rtol=1e-4, atol=1e-4):
         weights = [torch.randn(y.shape, dtype=torch.float64) for y in outputs] if weights is None else weights
         sum((y * weight).sum() for y, weight in zip(outputs, weights)).backward()
         results.append([y.double() for y in outputs])
-        gradients.append({
-            name: torch.zeros_like(t).double() if t.grad is None else t.grad.double() for name, t in leaves.items()
-        })  # fmt: skip
+        gradients.append(
+            {name: torch.zeros_like(t).double() if t.grad is None else t.grad.double() for name, t in leaves.items()}
+        )
     torch.testing.assert_close(results[1], results[0], rtol=rtol, atol=atol)
     torch.testing.assert_close(gradients[1], gradients[0], rtol=rtol, atol=atol)
 

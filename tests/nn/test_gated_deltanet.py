@@ -29,9 +29,13 @@ def loop(q, k, v, log_decay, beta, initial_state):
 def arguments(B, T, G=2, H=4, K=5, V=3):
     torch.manual_seed(T)
     return {
-        "q": torch.randn(B, T, G, K), "k": torch.randn(B, T, G, K), "v": torch.randn(B, T, H, V),
-        "log_decay": -torch.rand(B, T, H), "beta": torch.rand(B, T, H), "initial_state": torch.randn(B, H, K, V),
-    }  # fmt: skip
+        "q": torch.randn(B, T, G, K),
+        "k": torch.randn(B, T, G, K),
+        "v": torch.randn(B, T, H, V),
+        "log_decay": -torch.rand(B, T, H),
+        "beta": torch.rand(B, T, H),
+        "initial_state": torch.randn(B, H, K, V),
+    }
 
 
 @pytest.mark.parametrize("chunk_size", [1, 16, 64])
@@ -82,10 +86,16 @@ G, K, V = 2, 5, 3
 def oracle_of(module):
     """transformers' layer with the weights of `module`."""
     config = Qwen3NextConfig(
-        hidden_size=12, linear_num_key_heads=G, linear_num_value_heads=module.num_heads, linear_key_head_dim=K,
-        linear_value_head_dim=V, linear_conv_kernel_dim=4, rms_norm_eps=1e-6, num_hidden_layers=1,
+        hidden_size=12,
+        linear_num_key_heads=G,
+        linear_num_value_heads=module.num_heads,
+        linear_key_head_dim=K,
+        linear_value_head_dim=V,
+        linear_conv_kernel_dim=4,
+        rms_norm_eps=1e-6,
+        num_hidden_layers=1,
         layer_types=["linear_attention"],
-    )  # fmt: skip
+    )
     oracle = Qwen3NextGatedDeltaNet(config, layer_idx=0)
     with torch.no_grad():
         for name, value in export(dict(module.named_parameters()), module.sizes).items():
@@ -99,9 +109,12 @@ def export(ours, sizes):
     parts = [*qkv.split([G * K, G * K, sizes[1]]), z]
     qkvz, ba = (torch.cat([x.unflatten(0, (G, -1)) for x in group], 1).flatten(0, 1) for group in (parts, (b, a)))
     return {
-        "in_proj_qkvz.weight": qkvz, "in_proj_ba.weight": ba, "conv1d.weight": ours["conv.static"][:, None],
-        "norm.weight": ours["norm_weight"], **{name: ours[name] for name in ("A_log", "dt_bias", "out_proj.weight")},
-    }  # fmt: skip
+        "in_proj_qkvz.weight": qkvz,
+        "in_proj_ba.weight": ba,
+        "conv1d.weight": ours["conv.static"][:, None],
+        "norm.weight": ours["norm_weight"],
+        **{name: ours[name] for name in ("A_log", "dt_bias", "out_proj.weight")},
+    }
 
 
 def build(H=4, **options):

@@ -124,11 +124,13 @@ def test_packed_sequences_with_states(module, renormalize):
     packed = layer(x, cu_seqlens=torch.tensor(ends), initial_state=past, return_final_state=True, offset=offset)
     parts = [
         layer(
-            x[:, a:b], initial_state=past[n : n + 1], return_final_state=True,
+            x[:, a:b],
+            initial_state=past[n : n + 1],
+            return_final_state=True,
             offset=int(offset[n]) if renormalize else None,
         )
         for n, (a, b) in enumerate(zip(ends, ends[1:]))
-    ]  # fmt: skip
+    ]
     alone = torch.cat([y for y, _ in parts], 1), torch.cat([state for _, state in parts])
     grads = [torch.randn_like(t) for t in alone]
     torch.testing.assert_close(packed, alone)

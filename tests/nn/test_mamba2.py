@@ -25,9 +25,13 @@ def loop(x, dt, a, b, c, initial_state):
 def arguments(B, T, H=4, G=2, P=3, N=5):
     torch.manual_seed(T)
     return {
-        "x": torch.randn(B, T, H, P), "dt": torch.rand(B, T, H), "a": -4 * torch.rand(H), "b": torch.randn(B, T, G, N),
-        "c": torch.randn(B, T, G, N), "initial_state": torch.randn(B, H, N, P),
-    }  # fmt: skip
+        "x": torch.randn(B, T, H, P),
+        "dt": torch.rand(B, T, H),
+        "a": -4 * torch.rand(H),
+        "b": torch.randn(B, T, G, N),
+        "c": torch.randn(B, T, G, N),
+        "initial_state": torch.randn(B, H, N, P),
+    }
 
 
 @pytest.mark.parametrize("chunk_size", [1, 16, 64])
@@ -75,9 +79,18 @@ def test_scan_computes_in_fp32():
 def oracle_of(module, groups, bias):
     """transformers' layer with the weights of `module`."""
     config = Mamba2Config(
-        hidden_size=12, num_heads=4, head_dim=6, state_size=5, n_groups=groups, expand=2, conv_kernel=4,
-        chunk_size=16, layer_norm_epsilon=1e-5, use_bias=bias, num_hidden_layers=1,
-    )  # fmt: skip
+        hidden_size=12,
+        num_heads=4,
+        head_dim=6,
+        state_size=5,
+        n_groups=groups,
+        expand=2,
+        conv_kernel=4,
+        chunk_size=16,
+        layer_norm_epsilon=1e-5,
+        use_bias=bias,
+        num_hidden_layers=1,
+    )
     oracle = Mamba2Mixer(config, layer_idx=0)
     with torch.no_grad():
         for target, source in pairs(oracle, module):

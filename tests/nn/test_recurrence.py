@@ -8,9 +8,10 @@ from dynaconv.nn import GatedDeltaNet, Mamba2, Stream, StreamStates, gated_delta
 MIXERS = {
     "mamba2": (Mamba2, {"num_heads": 4, "head_dim": 6, "state_size": 4, "n_groups": 2}),
     "gated deltanet": (
-        GatedDeltaNet, {"num_key_heads": 2, "num_value_heads": 4, "key_head_dim": 4, "value_head_dim": 6},
+        GatedDeltaNet,
+        {"num_key_heads": 2, "num_value_heads": 4, "key_head_dim": 4, "value_head_dim": 6},
     ),
-}  # fmt: skip
+}
 CONVS = ["none", "static", "headwise", "lowrank"]
 pytestmark = [pytest.mark.parametrize("kind", MIXERS)]
 

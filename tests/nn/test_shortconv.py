@@ -9,9 +9,10 @@ import dynaconv
 from dynaconv.nn import DynamicShortConv, ShortConv, ShortConvGroup
 
 KINDS = {
-    "static": lambda **o: ShortConv(12, **o), "low rank": lambda **o: DynamicShortConv(12, rank=5, **o),
+    "static": lambda **o: ShortConv(12, **o),
+    "low rank": lambda **o: DynamicShortConv(12, rank=5, **o),
     "head-wise": lambda **o: DynamicShortConv(12, head_dim=4, **o),
-}  # fmt: skip
+}
 
 
 def randomized(kind, **options):
@@ -88,16 +89,19 @@ def test_filters_from_a_condition():
         DynamicShortConv(12)(x, condition)
 
 
-@pytest.mark.parametrize(("build", "message"), [
-    (lambda: ShortConv(0), "dim and width must be at least 1; got dim = 0, width = 4"),
-    (lambda: ShortConv(8, 0), "dim and width must be at least 1; got dim = 8, width = 0"),
-    (lambda: ShortConv(8, init="zeros"), "init must be \"paper\" or \"identity\"; got 'zeros'"),
-    (lambda: ShortConv(8, init="identity", activation="silu"), 'init="identity" needs activation=None'),
-    (lambda: DynamicShortConv(8, rank=0), "rank must be at least 1; got 0"),
-    (lambda: DynamicShortConv(8, rank=4, head_dim=2), "give either rank or head_dim; got rank = 4, head_dim = 2"),
-    (lambda: DynamicShortConv(8, head_dim=3), "dim must be divisible by head_dim; got dim = 8, head_dim = 3"),
-    (lambda: ShortConv(8)(torch.randn(2, 8, 9)), r"x must be \[B, T, dim\] with dim = 8; got \[2, 8, 9\]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: ShortConv(0), "dim and width must be at least 1; got dim = 0, width = 4"),
+        (lambda: ShortConv(8, 0), "dim and width must be at least 1; got dim = 8, width = 0"),
+        (lambda: ShortConv(8, init="zeros"), 'init must be "paper" or "identity"; got \'zeros\''),
+        (lambda: ShortConv(8, init="identity", activation="silu"), 'init="identity" needs activation=None'),
+        (lambda: DynamicShortConv(8, rank=0), "rank must be at least 1; got 0"),
+        (lambda: DynamicShortConv(8, rank=4, head_dim=2), "give either rank or head_dim; got rank = 4, head_dim = 2"),
+        (lambda: DynamicShortConv(8, head_dim=3), "dim must be divisible by head_dim; got dim = 8, head_dim = 3"),
+        (lambda: ShortConv(8)(torch.randn(2, 8, 9)), r"x must be \[B, T, dim\] with dim = 8; got \[2, 8, 9\]"),
+    ],
+)
 def test_misuse_is_explained(build, message):
     with pytest.raises(ValueError, match=message):
         build()

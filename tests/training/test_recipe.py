@@ -27,11 +27,14 @@ MISTAKES = {
     "misspelt section": ("trian: {seed: 1}", "unknown key trian: did you mean train?"),
     "unlike any key": ("model: {xyz: 1}", "unknown key model.xyz: there are d_model, encoder_layers"),
     "wrong type": ("train: {max_steps: many}", "train.max_steps: input should be a valid integer"),
-    "wrong choice": ("model: {mixer: conv}", "model.mixer: input should be 'lightweight', 'dynamic' or 'attention'; got 'conv'"),
+    "wrong choice": (
+        "model: {mixer: conv}",
+        "model.mixer: input should be 'lightweight', 'dynamic' or 'attention'; got 'conv'",
+    ),
     "too few": ("train: {average_last: -2}", "train.average_last: input should be greater than or equal to 1; got -2"),
     "a list": ("[1, 2]", "must hold sections, such as data, model and train; got a list"),
     "not YAML": ("train: [", "is not valid YAML"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", MISTAKES)

@@ -61,22 +61,28 @@ def problems(shape: Shape, device: str, names: Iterable[str] = ()) -> dict[str, 
     dynamic_softmax = partial(dynaconv.dynamic_conv, normalize="softmax")
     known = {
         "static": Problem(
-            "static, W 4", dynaconv.static_conv, static | (peers.installed_kernels() if device == "cuda" else {}),
+            "static, W 4",
+            dynaconv.static_conv,
+            static | (peers.installed_kernels() if device == "cuda" else {}),
             ((D, 4),),
         ),
         "lightconv": Problem("LightConv, W 31, H 16", dynaconv.static_conv, static, ((16, 31),), probabilities=True),
         "headwise": Problem(
-            "head-wise, W 4, 64 channels a head", dynaconv.dynamic_conv, {UNFOLD: peers.unfold_dynamic},
+            "head-wise, W 4, 64 channels a head",
+            dynaconv.dynamic_conv,
+            {UNFOLD: peers.unfold_dynamic},
             ((B, T, D // 64, 4),),
         ),
         "dynamicconv": Problem(
-            "DynamicConv, W 31, H 16, softmax included", dynamic_softmax, {UNFOLD: peers.unfold_softmax},
+            "DynamicConv, W 31, H 16, softmax included",
+            dynamic_softmax,
+            {UNFOLD: peers.unfold_softmax},
             ((B, T, 16, 31),),
         ),
         "lowrank": Problem(
             "low rank, R 16, W 4", dynaconv.lowrank_conv, {UNFOLD: peers.unfold_lowrank}, ((B, T, 16), (16, D, 4))
         ),
-    }  # fmt: skip
+    }
     chosen = tuple(names) or tuple(known)
     if unknown := [name for name in chosen if name not in known]:
         raise ValueError(f"operators must be among {', '.join(known)}; got {', '.join(unknown)}")

@@ -116,14 +116,21 @@ def measure(problem: Problem, field: dict[str, Function], setting: Setting, bar:
         peak = peak_bytes(partial(run, inputs, grad), setting.device)
         rows.append(
             {
-                "problem": problem.title, "contestant": name, "pass": kind,
-                "ms": ms, "min_ms": min(times[name, kind]), "spread_percent": 100 * (high - low) / ms,
-                "times_ours": ms / float(np.median(times[OURS, kind])), "times_copy": ms / copy_ms,
-                "bytes": moved, "gb_per_s": moved / ms / 1e6,
+                "problem": problem.title,
+                "contestant": name,
+                "pass": kind,
+                "ms": ms,
+                "min_ms": min(times[name, kind]),
+                "spread_percent": 100 * (high - low) / ms,
+                "times_ours": ms / float(np.median(times[OURS, kind])),
+                "times_copy": ms / copy_ms,
+                "bytes": moved,
+                "gb_per_s": moved / ms / 1e6,
                 "percent_of_copy": 100 * (moved / ms) / (copy_bytes / copy_ms),
-                "peak_mb": peak / 1e6, "peak_over_results": peak / results,
+                "peak_mb": peak / 1e6,
+                "peak_over_results": peak / results,
             }
-        )  # fmt: skip
+        )
     return rows
 
 

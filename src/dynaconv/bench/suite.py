@@ -19,10 +19,18 @@ _DEFAULTS: dict[str, tuple[Shape, str]] = {"cpu": ((2, 2048, 1024), "float32"), 
 
 
 def bench(
-    device: str | None = None, *, shape: Shape | None = None, dtype: str | None = None, operators: Sequence[str] = (),
-    rounds: int = 9, threads: int | None = None, compiled: bool = False, skip_slow: bool = False, startup: bool = True,
+    device: str | None = None,
+    *,
+    shape: Shape | None = None,
+    dtype: str | None = None,
+    operators: Sequence[str] = (),
+    rounds: int = 9,
+    threads: int | None = None,
+    compiled: bool = False,
+    skip_slow: bool = False,
+    startup: bool = True,
     output: Path | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Check and measure the operators, print tables, and write OUTPUT.json and OUTPUT.png.
 
     Args:
@@ -71,8 +79,12 @@ def bench(
             calls += first_calls(operator, setting.device, dtype, bar)
     settings = asdict(setting) | {"dtype": dtype, "operators": list(chosen), "buffers": BUFFERS}
     record = {
-        "machine": describe(), "settings": settings, "rows": rows, "thread_scaling": scaling, "first_calls": calls
-    }  # fmt: skip
+        "machine": describe(),
+        "settings": settings,
+        "rows": rows,
+        "thread_scaling": scaling,
+        "first_calls": calls,
+    }
     print_tables(rows, scaling, calls)
     if output is not None:
         output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

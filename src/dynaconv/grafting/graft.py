@@ -25,9 +25,16 @@ from .stacks import Stack, attention_of, find_stacks
 
 
 def graft(
-    model: PreTrainedModel, placement: str = "qkv", kind: Kind = "lowrank", *, width: int = 4, rank: int = 16,
-    head_dim: int = 16, static: bool = True, init: Init = "identity",
-) -> PreTrainedModel:  # fmt: skip
+    model: PreTrainedModel,
+    placement: str = "qkv",
+    kind: Kind = "lowrank",
+    *,
+    width: int = 4,
+    rank: int = 16,
+    head_dim: int = 16,
+    static: bool = True,
+    init: Init = "identity",
+) -> PreTrainedModel:
     """Put short convolutions after linear layers of a language model, in place.
 
     Each convolution is y + conv(y) of the output y of a linear layer, with filters made from the input of that layer:
@@ -53,7 +60,7 @@ def graft(
             modality, or a backbone alone; docs/hosts.md says which types. Layers that have no such projections, say
             of recurrences, get none of their convolutions, and so do encoders of images and sounds.
         placement: "qkv" or any of these letters, or "all_linear": after every linear layer of the layers, but for
-            routers and routed experts, which see no sequences.
+            routers and routed experts, which see no sequences, and parts of fused layers that are gates.
         kind: "lowrank", "headwise" or "static".
         width: W, taps.
         rank: R, of kind "lowrank".
@@ -113,7 +120,8 @@ def ungraft(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ValueError: the model has none, or was changed since, by FSDP for instance. The model stays as it was.
     """
-    grafted = [module for module in model.modules() if isinstance(module, Grafted)]
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    grafted = [module for module in modules if isinstance(module, Grafted)]
     if not grafted:
         raise ValueError(f"model must have short convolutions from dynaconv.graft; got a plain {type(model).__name__}")
     for module, original in [(module, original_class(module)) for module in grafted]:
@@ -134,8 +142,8 @@ def _options(placement: Any, **options: Any) -> dict[str, Any]:
             raise TypeError(f"{name} must be {kind.__name__}; got {options[name]!r}")
     if options["rank"] < 1:
         raise ValueError(f"rank must be at least 1; got {options['rank']}")
-    if options["kind"] == "static":
-        del options["static"]
+    if options["kind"] == "static" and not options.pop("static"):
+        raise ValueError('kind="static" is the static filters alone; got static=False')
     return options
 
 
@@ -185,7 +193,8 @@ def _graft_stack(model: PreTrainedModel, stack: Stack, convs: list[nn.ModuleDict
                 linear.graft_site, linear.graft_slot = site, slot
                 change_class(linear, GraftedLinear)
         # Some caches have several layers for one of the network.
-        layer.graft_index = getattr(attention_of(layer, sites), "layer_idx", None) or index
+        own_index = getattr(attention_of(layer, sites), "layer_idx", None)
+        layer.graft_index = index if own_index is None else own_index
         layer.graft_slot, layer.graft_streams = slot, stack.padding == "causal"
         layer.graft_sites = tuple(site.path for site in sites)
         layer.short_convs = convs[index].train(layer.training)

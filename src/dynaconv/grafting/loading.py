@@ -29,9 +29,11 @@ def from_pretrained(path: str | os.PathLike[str], **keywords: Any) -> Any:
     hub = {name: keywords.pop(name) for name in _HUB_KEYWORDS if name in keywords}
     own = {name: keywords.pop(name) for name in ("dtype", "torch_dtype", "output_loading_info") if name in keywords}
     config: Any = keywords.pop("config", None)
+    load: Any = AutoConfig.from_pretrained
     if config is None:
-        load: Any = AutoConfig.from_pretrained
         config, keywords = load(path, return_unused_kwargs=True, **hub, **keywords)
+    elif isinstance(config, (str, os.PathLike)):
+        config = load(config, **hub)
     options = getattr(config, "dynaconv", None)
     if options is None:
         raise ValueError(

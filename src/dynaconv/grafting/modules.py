@@ -81,9 +81,12 @@ class GraftedBackbone(Grafted):
             return parent.forward(*args, **kwargs)  # which says what is missing
         cache = find_cache(given)
         sequences = find_sequences(
-            inputs.shape[:2], given.get("attention_mask"), given.get("position_ids"),
-            None if cache is None else own_cache(cache), given.get("cu_seq_lens_q"),
-        )  # fmt: skip
+            inputs.shape[:2],
+            given.get("attention_mask"),
+            given.get("position_ids"),
+            None if cache is None else own_cache(cache),
+            given.get("cu_seq_lens_q"),
+        )
         if "logits_to_keep" in kwargs:  # layers behind which nothing is cached would get the last tokens alone
             kwargs = {**kwargs, "logits_to_keep": 0}
         before, self.graft_slot.sequences = self.graft_slot.sequences, sequences

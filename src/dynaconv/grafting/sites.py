@@ -122,9 +122,7 @@ def _attention(config: PreTrainedConfig, path: str, module: nn.Module, letters: 
         )
         if any(convs):
             own = group if name not in _LATENT else _key(f"{path}.{name}")
-            yield Site(
-                f"{path}.{name}".strip("."), own, _sizes(linears[name])[0], convs, fusion, name == _LATENT[1]
-            )  # fmt: skip
+            yield Site(f"{path}.{name}".strip("."), own, _sizes(linears[name])[0], convs, fusion, name == _LATENT[1])
 
 
 def _key(path: str) -> str:

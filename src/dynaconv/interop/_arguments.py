@@ -1,10 +1,11 @@
 """Checks of the peers' arguments, in the peers' words, and the static convolution that three of them have."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checks import check_dense
 from ..functional import static_conv
@@ -44,6 +45,18 @@ def check(
         )
         raise ValueError(f"{name} must be [{words}]; got {list(tensor.shape)}")
     return tensor.shape
+
+
+def parameters_of(module: nn.Module | Mapping[str, Tensor], names: Iterable[str]) -> Mapping[str, Tensor]:
+    """The parameters of a peer's module, or its state dict.
+
+    Raises:
+        ValueError: one of the names is missing.
+    """
+    parameters = dict(module.named_parameters()) if isinstance(module, nn.Module) else module
+    if missing := set(names) - set(parameters):
+        raise ValueError(f"parameters must have {' and '.join(sorted(missing))}; got {', '.join(parameters) or 'none'}")
+    return parameters
 
 
 def count_sequences(cu_seqlens: Tensor, x: Tensor, name: str = "cu_seqlens") -> int:

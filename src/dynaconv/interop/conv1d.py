@@ -44,9 +44,7 @@ def import_module(conv: nn.Conv1d) -> tuple[Tensor, Tensor | None]:
     if not isinstance(conv, nn.Conv1d):
         raise TypeError(f"conv must be an nn.Conv1d; got {type(conv).__name__}")
     channels = conv.in_channels
-    needed = {
-        "out_channels": channels, "groups": channels, "stride": (1,), "dilation": (1,), "padding_mode": "zeros",
-    }  # fmt: skip
+    needed = {"out_channels": channels, "groups": channels, "stride": (1,), "dilation": (1,), "padding_mode": "zeros"}
     for name, value in needed.items():
         if getattr(conv, name) != value:
             raise ValueError(

@@ -13,9 +13,15 @@ from ..functional import dynamic_conv, lowrank_conv
 from ._arguments import check
 
 __all__ = [
-    "export_basis", "export_filters", "export_static", "headwise_dynamic_convolution", "import_basis", "import_filters",
-    "import_static", "lowrank_dynamic_convolution",
-]  # fmt: skip
+    "export_basis",
+    "export_filters",
+    "export_static",
+    "headwise_dynamic_convolution",
+    "import_basis",
+    "import_filters",
+    "import_static",
+    "lowrank_dynamic_convolution",
+]
 
 
 def import_filters(filters: Tensor) -> Tensor:

@@ -46,12 +46,22 @@ def export_state(state: Tensor) -> Tensor:
 
 
 def causal_conv1d(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None,
-    initial_state: Tensor | None = None, output_final_state: bool = False, activation: str | None = None,
-    backend: str | None = "triton", cu_seqlens: Tensor | None = None,
-    cu_seqlens_cpu: Tensor | None = None, chunk_indices: Tensor | None = None, cp_context: None = None,  # noqa: ARG001
-    *, seq_idx: Tensor | None = None, **kwargs: Any,  # noqa: ARG001
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    activation: str | None = None,
+    backend: str | None = "triton",
+    cu_seqlens: Tensor | None = None,
+    cu_seqlens_cpu: Tensor | None = None,  # noqa: ARG001
+    chunk_indices: Tensor | None = None,  # noqa: ARG001
+    cp_context: None = None,
+    *,
+    seq_idx: Tensor | None = None,
+    **kwargs: Any,  # noqa: ARG001
+) -> tuple[Tensor, Tensor | None]:
     """Causal depthwise convolution.
 
     Gradients flow into x, weight, bias, residual and initial_state, also through the final state.
@@ -116,9 +126,13 @@ def causal_conv1d(
 
 @torch.no_grad()
 def causal_conv1d_update(
-    x: Tensor, cache: Tensor, residual: Tensor | None = None, weight: Tensor | None = None, bias: Tensor | None = None,
+    x: Tensor,
+    cache: Tensor,
+    residual: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
     activation: str | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """Causal depthwise convolution of the next token of each stream, for inference: without gradients.
 
     Args:
@@ -168,14 +182,26 @@ class ShortConvolution(nn.Conv1d):
     """
 
     def __init__(
-        self, hidden_size: int, kernel_size: int, bias: bool = False, activation: str | None = "silu",
-        backend: str = "triton", device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        self,
+        hidden_size: int,
+        kernel_size: int,
+        bias: bool = False,
+        activation: str | None = "silu",
+        backend: str = "triton",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **kwargs: Any,
-    ):  # fmt: skip
+    ):
         super().__init__(
-            hidden_size, hidden_size, kernel_size, padding=kernel_size - 1, groups=hidden_size, bias=bias,
-            device=device, dtype=dtype,
-        )  # fmt: skip
+            hidden_size,
+            hidden_size,
+            kernel_size,
+            padding=kernel_size - 1,
+            groups=hidden_size,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
         if activation not in (None, "silu", "swish"):
             raise ValueError(f'activation must be None, "silu" or "swish"; got {activation!r}')
         _check_backend(backend, _BACKENDS[:2])
@@ -190,10 +216,16 @@ class ShortConvolution(nn.Conv1d):
         return f"{super().extra_repr()}, activation={self.activation}, backend={self.backend}"
 
     def forward(  # pyrefly: ignore[bad-override]
-        self, x: Tensor, residual: Tensor | None = None, mask: Tensor | None = None, cache: Tensor | None = None,
-        output_final_state: bool = False, cu_seqlens: Tensor | None = None, chunk_indices: Tensor | None = None,
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Tensor | None = None,
+        output_final_state: bool = False,
+        cu_seqlens: Tensor | None = None,
+        chunk_indices: Tensor | None = None,
         **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor | None]:
         """Convolve x.
 
         Args:
@@ -220,17 +252,30 @@ class ShortConvolution(nn.Conv1d):
             x = x * mask[(...,) + (None,) * (x.dim() - 2)].to(x.dtype)
         in_place = cache is not None and not torch.is_grad_enabled() and self._decodes(x, cu_seqlens)
         y, final = causal_conv1d(
-            x, self.weight[:, 0], self.bias, residual, cache, output_final_state or in_place, self.activation,
-            self.backend, cu_seqlens, chunk_indices=chunk_indices, **kwargs,
-        )  # fmt: skip
+            x,
+            self.weight[:, 0],
+            self.bias,
+            residual,
+            cache,
+            output_final_state or in_place,
+            self.activation,
+            self.backend,
+            cu_seqlens,
+            chunk_indices=chunk_indices,
+            **kwargs,
+        )
         if cache is not None and final is not None and in_place:
             final = cache.copy_(final)
         return y, final if output_final_state else None
 
     def step(
-        self, x: Tensor, residual: Tensor | None, cache: Tensor | None, output_final_state: bool = False,
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        cache: Tensor | None,
+        output_final_state: bool = False,
         cu_seqlens: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor | None]:
         """:meth:`forward` of one token of every stream, without gradients."""
         with torch.no_grad():
             return self(x, residual, None, cache, output_final_state, cu_seqlens)

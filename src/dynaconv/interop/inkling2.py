@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional import dynamic_conv
-from ._arguments import check
+from ._arguments import check, parameters_of
 from .dynamic_conv1d import import_static
 
 __all__ = ["dynamic_short_convolution", "export_projection", "import_projection"]
@@ -63,11 +63,7 @@ def dynamic_short_convolution(
         TypeError: an argument is not a floating-point tensor, or on another device than hidden_states.
         ValueError: shapes that do not agree, or a parameter is missing.
     """
-    if isinstance(parameters, nn.Module):
-        parameters = dict(parameters.named_parameters())
-    missing = {"static_weight", "weight_proj.weight"} - set(parameters)
-    if missing:
-        raise ValueError(f"parameters must have {' and '.join(sorted(missing))}; got {', '.join(parameters) or 'none'}")
+    parameters = parameters_of(parameters, ("static_weight", "weight_proj.weight"))
     static_weight, weight = parameters["static_weight"], parameters["weight_proj.weight"]
     B, T, D = check("hidden_states", hidden_states, "B T D")
     W = check("static_weight", static_weight, "W D", hidden_states, D=D)[0]
@@ -76,6 +72,10 @@ def dynamic_short_convolution(
     # The parameters are flipped rather than the filters of every token.
     filters = F.linear(dynamic_input, import_projection(weight, W)).unflatten(-1, (-1, W))
     return dynamic_conv(
-        hidden_states, filters, static=import_static(static_weight), residual=True, output_scale=(2 * W + 1) ** -0.5,
+        hidden_states,
+        filters,
+        static=import_static(static_weight),
+        residual=True,
+        output_scale=(2 * W + 1) ** -0.5,
         **keywords,
-    )  # fmt: skip
+    )

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional import lowrank_conv
-from ._arguments import check
+from ._arguments import check, parameters_of
 
 __all__ = ["dynamic_short_convolution", "export_basis", "export_static", "import_basis", "import_static"]
 
@@ -99,10 +99,7 @@ def dynamic_short_convolution(
         TypeError: an argument is not a floating-point tensor, or on another device than x.
         ValueError: shapes that do not agree, or a parameter is missing.
     """
-    if isinstance(parameters, nn.Module):
-        parameters = dict(parameters.named_parameters())
-    if missing := {_W1, _W2, _BIAS} - set(parameters):
-        raise ValueError(f"parameters must have {' and '.join(sorted(missing))}; got {', '.join(parameters) or 'none'}")
+    parameters = parameters_of(parameters, (_W1, _W2, _BIAS))
     B, T, D = check("x", x, "B T D")
     source = x if generator_input is None else generator_input
     C = check("generator_input", source, "B T C", x, B=B, T=T)[2]

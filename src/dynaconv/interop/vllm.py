@@ -16,10 +16,16 @@ __all__ = ["causal_conv1d_fn", "causal_conv1d_update"]
 
 @torch.no_grad()
 def causal_conv1d_fn(
-    x: Tensor, weight: Tensor, bias: Tensor | None, conv_states: Tensor, query_start_loc: Tensor,
-    cache_indices: Tensor | None = None, has_initial_state: Tensor | None = None,
-    activation: str | bool | None = "silu", pad_slot_id: int = -1,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    conv_states: Tensor,
+    query_start_loc: Tensor,
+    cache_indices: Tensor | None = None,
+    has_initial_state: Tensor | None = None,
+    activation: str | bool | None = "silu",
+    pad_slot_id: int = -1,
+) -> Tensor:
     """Causal depthwise convolution of chunks of streams, packed behind one another, for inference: without gradients.
 
     Args:
@@ -44,7 +50,8 @@ def causal_conv1d_fn(
     N = count_sequences(query_start_loc, x, "query_start_loc")
     if has_initial_state is not None:
         if not isinstance(has_initial_state, Tensor) or has_initial_state.dtype != torch.bool:
-            raise TypeError("has_initial_state must be a tensor of booleans")
+            kind = getattr(has_initial_state, "dtype", type(has_initial_state).__name__)
+            raise TypeError(f"has_initial_state must be a tensor of booleans; got {kind}")
         if has_initial_state.shape != (N,):
             raise ValueError(f"has_initial_state must be [N = {N}]; got {list(has_initial_state.shape)}")
     end = int(query_start_loc[-1])
@@ -52,9 +59,18 @@ def causal_conv1d_fn(
         raise ValueError(f"query_start_loc must end at most at {total}, the tokens of x; got {end}")
     continued = torch.zeros(N, dtype=torch.bool, device=x.device) if has_initial_state is None else has_initial_state
     y = _packed(
-        x[:, :end].T, weight, bias, conv_states, query_start_loc, cache_indices, continued, activation, pad_slot_id,
-        "conv_states", "cache_indices",
-    )  # fmt: skip
+        x[:, :end].T,
+        weight,
+        bias,
+        conv_states,
+        query_start_loc,
+        cache_indices,
+        continued,
+        activation,
+        pad_slot_id,
+        "conv_states",
+        "cache_indices",
+    )
     out = x.new_zeros(D, total)
     out[:, :end] = y.T
     return out
@@ -62,9 +78,15 @@ def causal_conv1d_fn(
 
 @torch.no_grad()
 def causal_conv1d_update(
-    x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | bool | None = None,
-    conv_state_indices: Tensor | None = None, query_start_loc: Tensor | None = None, pad_slot_id: int = -1,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | bool | None = None,
+    conv_state_indices: Tensor | None = None,
+    query_start_loc: Tensor | None = None,
+    pad_slot_id: int = -1,
+) -> Tensor:
     """Causal depthwise convolution of the next token or tokens of streams, for inference: without gradients.
 
     Args:
@@ -94,16 +116,34 @@ def causal_conv1d_update(
         N, tokens, ends = count_sequences(query_start_loc, x, "query_start_loc"), x, query_start_loc
     continued = torch.ones(N, dtype=torch.bool, device=x.device)
     y = _packed(
-        tokens, weight, bias, conv_state, ends, conv_state_indices, continued, activation, pad_slot_id, "conv_state",
+        tokens,
+        weight,
+        bias,
+        conv_state,
+        ends,
+        conv_state_indices,
+        continued,
+        activation,
+        pad_slot_id,
+        "conv_state",
         "conv_state_indices",
-    )  # fmt: skip
+    )
     return y if x.dim() == 2 else y.view(N, x.shape[2], x.shape[1]).transpose(1, 2)
 
 
 def _packed(
-    tokens: Tensor, weight: Tensor, bias: Tensor | None, cache: Tensor, ends: Tensor, indices: Tensor | None,
-    continued: Tensor, activation: str | bool | None, pad_slot_id: int, cache_name: str, indices_name: str,
-) -> Tensor:  # fmt: skip
+    tokens: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cache: Tensor,
+    ends: Tensor,
+    indices: Tensor | None,
+    continued: Tensor,
+    activation: str | bool | None,
+    pad_slot_id: int,
+    cache_name: str,
+    indices_name: str,
+) -> Tensor:
     """The convolution of tokens [T, D] of N streams, each of which begins with its row of the cache if `continued`."""
     N, D = len(continued), tokens.shape[1]
     W = check("weight", weight, "D W", tokens, D=D)[1]

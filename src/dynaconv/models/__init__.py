@@ -9,9 +9,16 @@ from .lightconv.configuration import LightConvConfig
 from .lightconv.modeling import LightConvForConditionalGeneration, LightConvModel
 
 __all__ = [
-    "Cost", "DynaConvConfig", "DynaConvForCausalLM", "DynaConvModel", "LightConvConfig",
-    "LightConvForConditionalGeneration", "LightConvModel", "compute_matched", "count",
-]  # fmt: skip
+    "Cost",
+    "DynaConvConfig",
+    "DynaConvForCausalLM",
+    "DynaConvModel",
+    "LightConvConfig",
+    "LightConvForConditionalGeneration",
+    "LightConvModel",
+    "compute_matched",
+    "count",
+]
 
 AutoConfig.register(LightConvConfig.model_type, LightConvConfig)
 AutoModel.register(LightConvConfig, LightConvModel)

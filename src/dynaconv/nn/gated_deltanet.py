@@ -24,14 +24,19 @@ from .recurrence import (
     chunked,
     fla_kernel,
     without_autocast,
-)  # fmt: skip
+)
 from .stream import Stream
 
 
 def delta_rule_flops(
-    batch: int, tokens: int, num_key_heads: int, num_value_heads: int, key_head_dim: int, value_head_dim: int,
+    batch: int,
+    tokens: int,
+    num_key_heads: int,
+    num_value_heads: int,
+    key_head_dim: int,
+    value_head_dim: int,
     chunk_size: int = 64,
-) -> int:  # fmt: skip
+) -> int:
     """FLOPs of the matrix products in a forward call of :func:`gated_delta_rule`, see there."""
     chunks, size = chunk_sizes(tokens, chunk_size)
     inside = size * (2 * num_key_heads * key_head_dim + num_value_heads * value_head_dim)
@@ -40,9 +45,16 @@ def delta_rule_flops(
 
 @without_autocast
 def gated_delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, *, chunk_size: int = 64,
-    initial_state: Tensor | None = None, cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    *,
+    chunk_size: int = 64,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """The gated delta rule, in chunks.
 
         S_t = exp(log_decay_t) S_{t-1} + beta_t k_t (v_t - exp(log_decay_t) S_{t-1}^T k_t)^T
@@ -143,20 +155,42 @@ class GatedDeltaNet(RecurrentMixer):
     """
 
     def __init__(
-        self, dim: int, *, num_key_heads: int, num_value_heads: int, key_head_dim: int, value_head_dim: int,
-        conv: ConvKind = "static", width: int = 4, rank: int = 16, conv_head_dim: int = 16, chunk_size: int = 64,
-        norm_eps: float = 1e-6, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
-    ):  # fmt: skip
+        self,
+        dim: int,
+        *,
+        num_key_heads: int,
+        num_value_heads: int,
+        key_head_dim: int,
+        value_head_dim: int,
+        conv: ConvKind = "static",
+        width: int = 4,
+        rank: int = 16,
+        conv_head_dim: int = 16,
+        chunk_size: int = 64,
+        norm_eps: float = 1e-6,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         check_multiple("num_value_heads", num_value_heads, "num_key_heads", num_key_heads)
         inner_dim = num_value_heads * value_head_dim
         conv_sizes = [num_key_heads * key_head_dim, num_key_heads * key_head_dim, inner_dim]
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(
-            dim, sizes=[sum(conv_sizes), inner_dim, num_value_heads, num_value_heads], conv_sizes=conv_sizes,
-            inner_dim=inner_dim, num_heads=num_value_heads, conv=conv, width=width, rank=rank,
-            conv_head_dim=conv_head_dim, conv_bias=False, chunk_size=chunk_size, norm_eps=norm_eps, bias=False,
+            dim,
+            sizes=[sum(conv_sizes), inner_dim, num_value_heads, num_value_heads],
+            conv_sizes=conv_sizes,
+            inner_dim=inner_dim,
+            num_heads=num_value_heads,
+            conv=conv,
+            width=width,
+            rank=rank,
+            conv_head_dim=conv_head_dim,
+            conv_bias=False,
+            chunk_size=chunk_size,
+            norm_eps=norm_eps,
+            bias=False,
             **factory,
-        )  # fmt: skip
+        )
         self.key_head_dim, self.value_head_dim = key_head_dim, value_head_dim
         self.norm_weight = nn.Parameter(torch.empty(value_head_dim, **factory))
         self.reset_parameters()

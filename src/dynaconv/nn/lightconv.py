@@ -18,9 +18,18 @@ class _Convolution(nn.Module):
     """What the two modules share: sizes, padding, DropConnect, edges, and the optional bias."""
 
     def __init__(
-        self, dim: int, kernel_size: int, heads: int, *, padding: Padding, normalize: Literal["softmax"] | None,
-        weight_dropout: float, renormalize_edges: bool, bias: bool, **factory: Any,
-    ):  # fmt: skip
+        self,
+        dim: int,
+        kernel_size: int,
+        heads: int,
+        *,
+        padding: Padding,
+        normalize: Literal["softmax"] | None,
+        weight_dropout: float,
+        renormalize_edges: bool,
+        bias: bool,
+        **factory: Any,
+    ):
         super().__init__()
         if kernel_size < 1:
             raise ValueError(f"kernel_size must be at least 1; got {kernel_size}")
@@ -109,14 +118,31 @@ class LightConv(_Convolution):
     """
 
     def __init__(
-        self, dim: int, kernel_size: int, heads: int, *, padding: Padding = "causal",
-        normalize: Literal["softmax"] | None = "softmax", weight_dropout: float = 0.0, renormalize_edges: bool = False,
-        bias: bool = False, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
-    ):  # fmt: skip
+        self,
+        dim: int,
+        kernel_size: int,
+        heads: int,
+        *,
+        padding: Padding = "causal",
+        normalize: Literal["softmax"] | None = "softmax",
+        weight_dropout: float = 0.0,
+        renormalize_edges: bool = False,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__(
-            dim, kernel_size, heads, padding=padding, normalize=normalize, weight_dropout=weight_dropout,
-            renormalize_edges=renormalize_edges, bias=bias, device=device, dtype=dtype,
-        )  # fmt: skip
+            dim,
+            kernel_size,
+            heads,
+            padding=padding,
+            normalize=normalize,
+            weight_dropout=weight_dropout,
+            renormalize_edges=renormalize_edges,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
         self.weight = nn.Parameter(torch.empty(heads, kernel_size, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -178,15 +204,33 @@ class DynamicConv(_Convolution):
     """
 
     def __init__(
-        self, dim: int, kernel_size: int, heads: int, *, padding: Padding = "causal",
-        normalize: Literal["softmax"] | None = "softmax", weight_dropout: float = 0.0, renormalize_edges: bool = False,
-        bias: bool = False, query_dim: int | None = None, filter_bias: bool = False,
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
-    ):  # fmt: skip
+        self,
+        dim: int,
+        kernel_size: int,
+        heads: int,
+        *,
+        padding: Padding = "causal",
+        normalize: Literal["softmax"] | None = "softmax",
+        weight_dropout: float = 0.0,
+        renormalize_edges: bool = False,
+        bias: bool = False,
+        query_dim: int | None = None,
+        filter_bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__(
-            dim, kernel_size, heads, padding=padding, normalize=normalize, weight_dropout=weight_dropout,
-            renormalize_edges=renormalize_edges, bias=bias, device=device, dtype=dtype,
-        )  # fmt: skip
+            dim,
+            kernel_size,
+            heads,
+            padding=padding,
+            normalize=normalize,
+            weight_dropout=weight_dropout,
+            renormalize_edges=renormalize_edges,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
         self.query_dim = query_dim
         self.filter_proj = nn.Linear(
             query_dim or dim, heads * kernel_size, bias=filter_bias, device=device, dtype=dtype

@@ -25,7 +25,7 @@ from .recurrence import (
     chunked,
     fla_kernel,
     without_autocast,
-)  # fmt: skip
+)
 from .stream import Stream
 
 
@@ -40,9 +40,16 @@ def scan_flops(
 
 @without_autocast
 def state_space_scan(
-    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, *, chunk_size: int = 64,
-    initial_state: Tensor | None = None, cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    *,
+    chunk_size: int = 64,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """The recurrence of Mamba-2 (state space duality), in chunks.
 
         h_t = exp(dt_t a) h_{t-1} + dt_t b_t x_t^T
@@ -132,20 +139,43 @@ class Mamba2(RecurrentMixer):
     """
 
     def __init__(
-        self, dim: int, *, num_heads: int, head_dim: int = 64, state_size: int = 128, n_groups: int = 1,
-        conv: ConvKind = "static", width: int = 4, rank: int = 16, conv_head_dim: int = 16, chunk_size: int = 64,
-        norm_eps: float = 1e-5, bias: bool = False, device: torch.device | str | None = None,
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        head_dim: int = 64,
+        state_size: int = 128,
+        n_groups: int = 1,
+        conv: ConvKind = "static",
+        width: int = 4,
+        rank: int = 16,
+        conv_head_dim: int = 16,
+        chunk_size: int = 64,
+        norm_eps: float = 1e-5,
+        bias: bool = False,
+        device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ):  # fmt: skip
+    ):
         check_multiple("num_heads", num_heads, "n_groups", n_groups)
         inner_dim = num_heads * head_dim
         conv_sizes = [inner_dim, n_groups * state_size, n_groups * state_size]
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(
-            dim, sizes=[inner_dim, sum(conv_sizes), num_heads], conv_sizes=conv_sizes, inner_dim=inner_dim,
-            num_heads=num_heads, conv=conv, width=width, rank=rank, conv_head_dim=conv_head_dim, conv_bias=True,
-            chunk_size=chunk_size, norm_eps=norm_eps, bias=bias, **factory,
-        )  # fmt: skip
+            dim,
+            sizes=[inner_dim, sum(conv_sizes), num_heads],
+            conv_sizes=conv_sizes,
+            inner_dim=inner_dim,
+            num_heads=num_heads,
+            conv=conv,
+            width=width,
+            rank=rank,
+            conv_head_dim=conv_head_dim,
+            conv_bias=True,
+            chunk_size=chunk_size,
+            norm_eps=norm_eps,
+            bias=bias,
+            **factory,
+        )
         self.head_dim, self.state_size, self.n_groups = head_dim, state_size, n_groups
         self.D = nn.Parameter(torch.empty(num_heads, **factory))
         self.norm_weight = nn.Parameter(torch.empty(inner_dim, **factory))

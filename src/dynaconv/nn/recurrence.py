@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .shortconv import KINDS, DynamicShortConv, ShortConv, short_conv
+from .shortconv import KINDS, DynamicShortConv, ShortConv
+from .shortconv_group import short_conv
 from .stream import Stream
 
 ConvKind = Literal["none", "static", "headwise", "lowrank"]
@@ -106,9 +107,12 @@ def fla_kernel(module: str, name: str, x: Tensor) -> Callable[..., tuple[Tensor,
 
 
 def call_fla(
-    kernel: Callable[..., tuple[Tensor, Tensor | None]], tensors: dict[str, Tensor], initial_state: Tensor | None,
-    cu_seqlens: Tensor | None, **options: Any,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    kernel: Callable[..., tuple[Tensor, Tensor | None]],
+    tensors: dict[str, Tensor],
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
     """Call a kernel of fla, which takes packed sequences as one row, with tensors [B, T, ...] by name."""
     shape = next(iter(tensors.values())).shape[:2]
     if cu_seqlens is not None:
@@ -138,10 +142,23 @@ class RecurrentMixer(nn.Module):
     """
 
     def __init__(
-        self, dim: int, *, sizes: list[int], conv_sizes: list[int], inner_dim: int, num_heads: int, conv: ConvKind,
-        width: int, rank: int, conv_head_dim: int, conv_bias: bool, chunk_size: int, norm_eps: float, bias: bool,
+        self,
+        dim: int,
+        *,
+        sizes: list[int],
+        conv_sizes: list[int],
+        inner_dim: int,
+        num_heads: int,
+        conv: ConvKind,
+        width: int,
+        rank: int,
+        conv_head_dim: int,
+        conv_bias: bool,
+        chunk_size: int,
+        norm_eps: float,
+        bias: bool,
         **factory: Any,
-    ):  # fmt: skip
+    ):
         super().__init__()
         if conv not in CONV_KINDS:
             raise ValueError(f"conv must be one of {', '.join(CONV_KINDS)}; got {conv!r}")

@@ -106,14 +106,24 @@ SOURCES = {
     "tsv": ("tsv", "train.tsv", lambda folder, pairs: write_tsv(folder / "train.tsv", pairs)),
     "tsv named as a dataset would be": ("tsv", "a@b:c", lambda folder, pairs: write_tsv(folder / "a@b:c", pairs)),
     "text": ("text", "news", write_text),
-    "huggingface file": ("huggingface", "rows.jsonl@train", lambda folder, pairs: write_rows(folder / "rows.jsonl", pairs)),
+    "huggingface file": (
+        "huggingface",
+        "rows.jsonl@train",
+        lambda folder, pairs: write_rows(folder / "rows.jsonl", pairs),
+    ),
     "huggingface saved": ("huggingface", "saved", lambda folder, pairs: write_dataset(folder / "saved", pairs)),
-    "huggingface folder": ("huggingface", "folder", lambda folder, pairs: write_folder(folder / "folder", pairs, "default")),
+    "huggingface folder": (
+        "huggingface",
+        "folder",
+        lambda folder, pairs: write_folder(folder / "folder", pairs, "default"),
+    ),
     "huggingface folder with a configuration": (
-        "huggingface", "folder:de-en@train", lambda folder, pairs: write_folder(folder / "folder", pairs, "de-en"),
+        "huggingface",
+        "folder:de-en@train",
+        lambda folder, pairs: write_folder(folder / "folder", pairs, "de-en"),
     ),
     "debian": ("debian", None, write_descriptions),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -34,9 +34,19 @@ DROPOUT = {"dropout": 0.1, "weight_dropout": 0.1}
 def test_run_folder(toy_run):
     names = {path.name for path in toy_run.iterdir()}
     assert names >= {
-        "recipe.yaml", "versions.json", "history.json", "curves.png", "tensorboard", "config.json", "model.safetensors",
-        "tokenizer.json", "valid.tsv", "test.tsv", "checkpoint-200", "checkpoint-300",
-    }  # fmt: skip
+        "recipe.yaml",
+        "versions.json",
+        "history.json",
+        "curves.png",
+        "tensorboard",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "valid.tsv",
+        "test.tsv",
+        "checkpoint-200",
+        "checkpoint-300",
+    }
     assert not names & {"incomplete", "checkpoint-100"}
     assert json.loads((toy_run / "versions.json").read_text())["torch"] == torch.__version__
     history = json.loads((toy_run / "history.json").read_text())
@@ -160,13 +170,22 @@ def test_mistakes_lose_nothing(toy_run, tmp_path, cache):
         ("train", recipe, "--output", toy_run): "already holds a run: add --resume to go on with it",
         ("train", recipe, "--output", toy_run, "--resume", "--train.seed", "9"): "train.seed: 1 -> 9",
         ("train", recipe, "--output", tmp_path / "x", "--model.d_model", "30"): "must be divisible by encoder_heads",
-        ("train", recipe, "--output", tmp_path / "x", "--model.encoder_kernel_sizes", "3", "5", "7"): "got 3: [3, 5, 7]",
+        (
+            "train",
+            recipe,
+            "--output",
+            tmp_path / "x",
+            "--model.encoder_kernel_sizes",
+            "3",
+            "5",
+            "7",
+        ): "got 3: [3, 5, 7]",
         ("train", recipe, "--output", tmp_path / "x", "--train.max_tokens", "5"): "raise max_tokens",
         ("train", tmp_path / "absent.yaml"): "no recipe",
         ("train", recipe, "--output", tmp_path / "x", "--train.max_steps", "0"): "greater than or equal to 1; got 0",
         ("train", "--output", tmp_path / "x", recipe): "give the recipe first: dynaconv train RECIPE.yaml",
         ("trian",): "no command 'trian': there are train",
-    }  # fmt: skip
+    }
     for arguments, message in cases.items():
         result = run_cli(*arguments, cache=cache)
         assert result.returncode == 2

@@ -121,9 +121,17 @@ def test_files_and_missing_models(toy_run, tmp_path, cache):
 
 def test_evaluate(toy_run, tmp_path, cache):
     result = run_cli(
-        "evaluate", toy_run, toy_run / "test.tsv", "--json", tmp_path / "s.json", "--hypotheses", tmp_path / "h.txt",
-        "--samples", 2, cache=cache,
-    )  # fmt: skip
+        "evaluate",
+        toy_run,
+        toy_run / "test.tsv",
+        "--json",
+        tmp_path / "s.json",
+        "--hypotheses",
+        tmp_path / "h.txt",
+        "--samples",
+        2,
+        cache=cache,
+    )
     assert result.returncode == 0, result.stderr
     record = json.loads((tmp_path / "s.json").read_text())
     assert record["scores"]["BLEU"]["score"] > 80

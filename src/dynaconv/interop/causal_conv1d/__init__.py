@@ -13,9 +13,7 @@ from ...checks import check_rows
 from ...kernels.sequences import final_states, sequence_ends
 from .._arguments import check, count_sequences, separate_sequences, short_conv
 
-__all__ = [
-    "causal_conv1d_fn", "causal_conv1d_update", "causal_conv1d_varlen_states", "export_state", "import_state",
-]  # fmt: skip
+__all__ = ["causal_conv1d_fn", "causal_conv1d_update", "causal_conv1d_varlen_states", "export_state", "import_state"]
 
 
 def import_state(states: Tensor) -> Tensor:
@@ -35,10 +33,15 @@ export_state = import_state  # A transposition is its own inverse.
 
 
 def causal_conv1d_fn(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, seq_idx: Tensor | None = None,
-    initial_states: Tensor | None = None, return_final_states: bool = False, final_states_out: Tensor | None = None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    initial_states: Tensor | None = None,
+    return_final_states: bool = False,
+    final_states_out: Tensor | None = None,
     activation: str | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+) -> Tensor | tuple[Tensor, Tensor]:
     """Causal depthwise convolution of whole sequences.
 
     Gradients flow into x, weight, bias and initial_states, also through the final states.
@@ -84,9 +87,14 @@ def causal_conv1d_fn(
 
 @torch.no_grad()
 def causal_conv1d_update(
-    x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None,
-    cache_seqlens: Tensor | None = None, conv_state_indices: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    cache_seqlens: Tensor | None = None,
+    conv_state_indices: Tensor | None = None,
+) -> Tensor:
     """Causal depthwise convolution of the next token or tokens of streams, for inference: without gradients.
 
     Args:

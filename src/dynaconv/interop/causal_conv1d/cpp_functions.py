@@ -16,9 +16,14 @@ __all__ = ["causal_conv1d_bwd_function", "causal_conv1d_fwd_function", "causal_c
 
 @torch.no_grad()
 def causal_conv1d_fwd_function(
-    x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | None, initial_states: Tensor | None,
-    final_states_out: Tensor | None, silu_activation: bool,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    seq_idx: Tensor | None,
+    initial_states: Tensor | None,
+    final_states_out: Tensor | None,
+    silu_activation: bool,
+) -> Tensor:
     """Causal depthwise convolution of whole sequences; arguments as for :func:`causal_conv1d_fn`.
 
     Returns:
@@ -29,17 +34,30 @@ def causal_conv1d_fwd_function(
         ValueError: as :func:`causal_conv1d_fn`.
     """
     result = causal_conv1d_fn(
-        x, weight, bias, seq_idx, initial_states, final_states_out is not None, final_states_out,
+        x,
+        weight,
+        bias,
+        seq_idx,
+        initial_states,
+        final_states_out is not None,
+        final_states_out,
         _activation(silu_activation),
-    )  # fmt: skip
+    )
     return result[0] if isinstance(result, tuple) else result
 
 
 def causal_conv1d_bwd_function(
-    x: Tensor, weight: Tensor, bias: Tensor | None, dout: Tensor, seq_idx: Tensor | None,
-    initial_states: Tensor | None, dfinal_states: Tensor | None, dx: Tensor | None, return_dinitial_states: bool,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dout: Tensor,
+    seq_idx: Tensor | None,
+    initial_states: Tensor | None,
+    dfinal_states: Tensor | None,
+    dx: Tensor | None,
+    return_dinitial_states: bool,
     silu_activation: bool,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of :func:`causal_conv1d_fwd_function`.
 
     Args:
@@ -73,9 +91,15 @@ def causal_conv1d_bwd_function(
     leaves: list[Any] = [None if t is None else t.detach().requires_grad_() for t in (x, weight, bias, initial_states)]
     with torch.enable_grad():
         result = causal_conv1d_fn(
-            leaves[0], leaves[1], leaves[2], seq_idx, leaves[3], dfinal_states is not None, None,
+            leaves[0],
+            leaves[1],
+            leaves[2],
+            seq_idx,
+            leaves[3],
+            dfinal_states is not None,
+            None,
             _activation(silu_activation),
-        )  # fmt: skip
+        )
         outputs = result if isinstance(result, tuple) else (result,)
         grads = (dout,) if dfinal_states is None else (dout, dfinal_states)
         seeds = [g.to(y.dtype) for g, y in zip(grads, outputs, strict=True)]
@@ -88,9 +112,14 @@ def causal_conv1d_bwd_function(
 
 
 def causal_conv1d_update_function(
-    x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, silu_activation: bool,
-    cache_seqlens: Tensor | None, conv_state_indices: Tensor | None,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu_activation: bool,
+    cache_seqlens: Tensor | None,
+    conv_state_indices: Tensor | None,
+) -> Tensor:
     """:func:`causal_conv1d_update` with a flag for the activation."""
     return causal_conv1d_update(
         x, conv_state, weight, bias, _activation(silu_activation), cache_seqlens, conv_state_indices

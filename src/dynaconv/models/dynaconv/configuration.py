@@ -13,18 +13,30 @@ from ..presets import Presets
 MIXERS = ("attention", "mamba2", "gated_deltanet")
 FFNS = ("dense", "moe")
 _POSITIVE = (
-    "hidden_size", "intermediate_size", "num_attention_heads", "conv_width", "conv_rank", "conv_head_dim",
-    "mamba_head_dim", "mamba_state_size", "mamba_groups", "delta_head_dim", "chunk_size", "num_experts",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "conv_width",
+    "conv_rank",
+    "conv_head_dim",
+    "mamba_head_dim",
+    "mamba_state_size",
+    "mamba_groups",
+    "delta_head_dim",
+    "chunk_size",
+    "num_experts",
     "num_experts_per_tok",
-)  # fmt: skip
+)
 
 
 def _sizes(hidden: int, layers: int, heads: int) -> dict[str, int]:
     """The rule of the paper's 300M model: the feed-forward size is 8/3 of the width, rounded up to 64."""
     return {
-        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
         "intermediate_size": -(-8 * hidden // 3 // 64) * 64,
-    }  # fmt: skip
+    }
 
 
 # The parameter counts of the paper's 300M model (305.2M without convolutions, 306.9M, 309.3M and 336.8M with) fix its
@@ -36,9 +48,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "1b": _sizes(2048, 16, 16),
     "2b": _sizes(2048, 32, 16),
     "7b-a1b": {
-        **_sizes(2048, 16, 16), "ffn": "moe", "intermediate_size": 1024, "num_experts": 64, "num_experts_per_tok": 8,
+        **_sizes(2048, 16, 16),
+        "ffn": "moe",
+        "intermediate_size": 1024,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
     },
-}  # fmt: skip
+}
 
 
 class DynaConvConfig(Presets, PreTrainedConfig):

@@ -44,9 +44,15 @@ class Attention(nn.Module):
         self.o_convs = short_convs(config, {"o": config.hidden_size} if "o" in config.conv_letters else {}, sizes["q"])
 
     def forward(
-        self, hidden_states: Tensor, stream: Stream, *, attention_mask: Any, position_embeddings: tuple[Tensor, Tensor],
-        cache: Cache | None, **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        self,
+        hidden_states: Tensor,
+        stream: Stream,
+        *,
+        attention_mask: Any,
+        position_embeddings: tuple[Tensor, Tensor],
+        cache: Cache | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
         """[B, T, C] to [B, T, C], and the attention probabilities where the implementation has them."""
         q, k, v = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
         q, k, v = convolve(self.qkv_convs, {"q": q, "k": k, "v": v}, hidden_states, stream)
@@ -123,20 +129,32 @@ def make_mixer(config: DynaConvConfig, layer_idx: int) -> Attention | Mamba2 | G
     if kind == "attention":
         return Attention(config, layer_idx)
     options: Any = {
-        "conv": config.mixer_conv, "width": config.conv_width, "rank": config.conv_rank,
-        "conv_head_dim": config.conv_head_dim, "chunk_size": config.chunk_size, "norm_eps": config.rms_norm_eps,
-    }  # fmt: skip
+        "conv": config.mixer_conv,
+        "width": config.conv_width,
+        "rank": config.conv_rank,
+        "conv_head_dim": config.conv_head_dim,
+        "chunk_size": config.chunk_size,
+        "norm_eps": config.rms_norm_eps,
+    }
     if kind == "mamba2":
         mixer: Mamba2 | GatedDeltaNet = Mamba2(
-            dim, num_heads=2 * dim // config.mamba_head_dim, head_dim=config.mamba_head_dim,
-            state_size=config.mamba_state_size, n_groups=config.mamba_groups, **options,
-        )  # fmt: skip
+            dim,
+            num_heads=2 * dim // config.mamba_head_dim,
+            head_dim=config.mamba_head_dim,
+            state_size=config.mamba_state_size,
+            n_groups=config.mamba_groups,
+            **options,
+        )
     else:
         heads = 3 * dim // (4 * config.delta_head_dim)
         mixer = GatedDeltaNet(
-            dim, num_key_heads=heads, num_value_heads=heads, key_head_dim=config.delta_head_dim,
-            value_head_dim=2 * config.delta_head_dim, **options,
-        )  # fmt: skip
+            dim,
+            num_key_heads=heads,
+            num_value_heads=heads,
+            key_head_dim=config.delta_head_dim,
+            value_head_dim=2 * config.delta_head_dim,
+            **options,
+        )
     for name in KEPT_IN_FP32:
         parameter = mixer.get_parameter(name)
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
@@ -149,9 +167,13 @@ def short_convs(config: DynaConvConfig, dims: dict[str, int], source: int | None
         return None
     kind: Any = config.conv
     return ShortConvGroup(
-        dims, source or config.hidden_size, kind, width=config.conv_width, rank=config.conv_rank,
+        dims,
+        source or config.hidden_size,
+        kind,
+        width=config.conv_width,
+        rank=config.conv_rank,
         head_dim=config.conv_head_dim,
-    )  # fmt: skip
+    )
 
 
 def convolve(

@@ -169,9 +169,15 @@ class DynaConvModel(DynaConvPreTrainedModel):
             causal = create_causal_mask(self.config, x, attention_mask, cache, packed)
         for layer in self.layers:
             x = layer(
-                x, sequences.mask, cu_seqlens, attention_mask=causal, position_embeddings=embeddings,
-                position_ids=position_ids, **{CACHE: cache}, **kwargs,
-            )  # fmt: skip
+                x,
+                sequences.mask,
+                cu_seqlens,
+                attention_mask=causal,
+                position_embeddings=embeddings,
+                position_ids=position_ids,
+                **{CACHE: cache},
+                **kwargs,
+            )
         return output(MoeModelOutputWithPast, cache, last_hidden_state=self.norm(x))
 
 
@@ -232,9 +238,15 @@ class DynaConvForCausalLM(DynaConvPreTrainedModel, GenerationMixin):
         if balance:
             kwargs["output_router_logits"] = True
         outputs: Any = self.model(
-            input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,
-            use_cache=use_cache, cache=one_cache(cache, past_key_values), return_dict=True, **kwargs,
-        )  # fmt: skip
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            cache=one_cache(cache, past_key_values),
+            return_dict=True,
+            **kwargs,
+        )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss: Any = None
@@ -256,9 +268,15 @@ class DynaConvForCausalLM(DynaConvPreTrainedModel, GenerationMixin):
                 share = 1 if items is None else (targets != -100).sum() / items
                 loss = loss + self.config.router_aux_loss_coef * share * auxiliary
         return output(
-            MoeCausalLMOutputWithPast, getattr(outputs, CACHE), loss=loss, aux_loss=auxiliary, logits=logits,
-            hidden_states=outputs.hidden_states, attentions=outputs.attentions, router_logits=outputs.router_logits,
-        )  # fmt: skip
+            MoeCausalLMOutputWithPast,
+            getattr(outputs, CACHE),
+            loss=loss,
+            aux_loss=auxiliary,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            router_logits=outputs.router_logits,
+        )
 
     # pyrefly: ignore [bad-override]  (positional arguments are passed on by position)
     def _prepare_cache_for_generation(

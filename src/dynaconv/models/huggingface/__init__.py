@@ -31,8 +31,26 @@ from .names import (
 )
 
 __all__ = [
-    "CACHE", "CACHE_NAMES", "ConvStateLayer", "ConvolvedLayer", "MoeCausalLMOutputWithPast", "MoeModelOutputWithPast",
-    "Seq2SeqLMOutput", "Seq2SeqModelOutput", "Sequences", "TokenCounter", "attach_decoder_states",
-    "attach_seq2seq_states", "attach_states", "check_arguments", "create_causal_mask", "decoder_cache", "find_cache",
-    "find_sequences", "note_version", "one_cache", "output", "own_cache",
-]  # fmt: skip
+    "CACHE",
+    "CACHE_NAMES",
+    "ConvStateLayer",
+    "ConvolvedLayer",
+    "MoeCausalLMOutputWithPast",
+    "MoeModelOutputWithPast",
+    "Seq2SeqLMOutput",
+    "Seq2SeqModelOutput",
+    "Sequences",
+    "TokenCounter",
+    "attach_decoder_states",
+    "attach_seq2seq_states",
+    "attach_states",
+    "check_arguments",
+    "create_causal_mask",
+    "decoder_cache",
+    "find_cache",
+    "find_sequences",
+    "note_version",
+    "one_cache",
+    "output",
+    "own_cache",
+]

@@ -14,21 +14,37 @@ POSITIONS = ("sinusoidal", "learned")
 # fairseq's named architectures. All: 7 encoder and 6 decoder layers, post-norm, dynamic convolutions. The recipes that
 # trained the published models raise the dropout of `lightconv_iwslt_de_en` to 0.3.
 _BIG = {
-    "d_model": 1024, "encoder_ffn_dim": 4096, "decoder_ffn_dim": 4096, "encoder_heads": 16, "decoder_heads": 16,
-    "glu": True, "input_dropout": 0.1,
-}  # fmt: skip
+    "d_model": 1024,
+    "encoder_ffn_dim": 4096,
+    "decoder_ffn_dim": 4096,
+    "encoder_heads": 16,
+    "decoder_heads": 16,
+    "glu": True,
+    "input_dropout": 0.1,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "lightconv_wmt_en_de": {},
     "lightconv_iwslt_de_en": {
-        "encoder_ffn_dim": 1024, "decoder_ffn_dim": 1024, "encoder_heads": 4, "decoder_heads": 4, "glu": False,
-        "attention_dropout": 0.1, "weight_dropout": 0.1, "input_dropout": 0.0, "share_embeddings": "none",
+        "encoder_ffn_dim": 1024,
+        "decoder_ffn_dim": 1024,
+        "encoder_heads": 4,
+        "decoder_heads": 4,
+        "glu": False,
+        "attention_dropout": 0.1,
+        "weight_dropout": 0.1,
+        "input_dropout": 0.0,
+        "share_embeddings": "none",
     },
     "lightconv_wmt_en_de_big": {**_BIG, "dropout": 0.3, "attention_dropout": 0.1, "weight_dropout": 0.1},
     "lightconv_wmt_en_fr_big": {**_BIG, "dropout": 0.1, "attention_dropout": 0.1, "weight_dropout": 0.1},
     "lightconv_wmt_zh_en_big": {
-        **_BIG, "dropout": 0.2, "attention_dropout": 0.2, "weight_dropout": 0.2, "share_embeddings": "none",
+        **_BIG,
+        "dropout": 0.2,
+        "attention_dropout": 0.2,
+        "weight_dropout": 0.2,
+        "share_embeddings": "none",
     },
-}  # fmt: skip
+}
 
 
 class LightConvConfig(Presets, PreTrainedConfig):
@@ -74,8 +90,10 @@ class LightConvConfig(Presets, PreTrainedConfig):
     presets = PRESETS
     keys_to_ignore_at_inference = list(CACHE_NAMES)  # noqa: RUF012
     attribute_map = {  # noqa: RUF012
-        "hidden_size": "d_model", "num_hidden_layers": "decoder_layers", "num_attention_heads": "decoder_heads",
-    }  # fmt: skip
+        "hidden_size": "d_model",
+        "num_hidden_layers": "decoder_layers",
+        "num_attention_heads": "decoder_heads",
+    }
 
     vocab_size: int = 32768
     source_vocab_size: int | None = None

@@ -107,15 +107,25 @@ class LightConvModel(LightConvPreTrainedModel):
         elif use_cache:
             cache = _cache(self.config)
         decoded: Any = self.decoder(
-            decoder_input_ids, memory, attention_mask, decoder_attention_mask, decoder_inputs_embeds, cache,
+            decoder_input_ids,
+            memory,
+            attention_mask,
+            decoder_attention_mask,
+            decoder_inputs_embeds,
+            cache,
             **{**kwargs, "return_dict": True},
-        )  # fmt: skip
+        )
         return output(
-            Seq2SeqModelOutput, cache, last_hidden_state=decoded.last_hidden_state,
-            decoder_hidden_states=decoded.hidden_states, decoder_attentions=decoded.attentions,
-            cross_attentions=decoded.cross_attentions, encoder_last_hidden_state=memory,
-            encoder_hidden_states=encoded.get("hidden_states"), encoder_attentions=encoded.get("attentions"),
-        )  # fmt: skip
+            Seq2SeqModelOutput,
+            cache,
+            last_hidden_state=decoded.last_hidden_state,
+            decoder_hidden_states=decoded.hidden_states,
+            decoder_attentions=decoded.attentions,
+            cross_attentions=decoded.cross_attentions,
+            encoder_last_hidden_state=memory,
+            encoder_hidden_states=encoded.get("hidden_states"),
+            encoder_attentions=encoded.get("attentions"),
+        )
 
 
 class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixin):
@@ -217,10 +227,17 @@ class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixi
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         items = kwargs.pop("num_items_in_batch", None)
         outputs: Any = self.model(
-            input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, encoder_outputs,
-            one_cache(cache, past_key_values), inputs_embeds, decoder_inputs_embeds, use_cache,
+            input_ids,
+            attention_mask,
+            decoder_input_ids,
+            decoder_attention_mask,
+            encoder_outputs,
+            one_cache(cache, past_key_values),
+            inputs_embeds,
+            decoder_inputs_embeds,
+            use_cache,
             **{**kwargs, "return_dict": True},
-        )  # fmt: skip
+        )
         logits = self.lm_head(outputs.last_hidden_state)
         loss = None
         if labels is not None:

@@ -9,9 +9,15 @@ from ...training import recipe as training
 from .corpus import DataConfig
 
 _NOT_IN_RECIPES = (  # decided by the vocabulary, or of generation
-    "vocab_size", "source_vocab_size", "bos_token_id", "pad_token_id", "eos_token_id", "decoder_start_token_id",
-    "tie_word_embeddings", "use_cache",
-)  # fmt: skip
+    "vocab_size",
+    "source_vocab_size",
+    "bos_token_id",
+    "pad_token_id",
+    "eos_token_id",
+    "decoder_start_token_id",
+    "tie_word_embeddings",
+    "use_cache",
+)
 
 
 _Fields: Any = training.model_section(LightConvConfig, leave_out=_NOT_IN_RECIPES)
