@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,12 @@ def enable_checkpointing(model, *arguments) -> None:
     """Activation checkpointing, by its older name in transformers before 5.22."""
     name = "activation_checkpointing_enable"
     getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")(*arguments)
+
+
+def start_cli(*arguments: object, **options) -> subprocess.Popen:
+    """The same, to be interrupted: also where the tests run in the background, which ignores interrupts."""
+    command = [sys.executable, "-m", "dynaconv", *map(str, arguments)]
+    return subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from dynaconv.tasks.translation import translator as module
 from dynaconv.tasks.translation.report import translate_files
 from dynaconv.tasks.translation.translator import Translator
 
-from ...conftest import toy_pairs
+from ...conftest import start_cli, toy_pairs
 
 LINES = [line for source, _ in toy_pairs(240, seed=9) for line in (source, "")]
 SMALL = ["--max-tokens", "40", "--beams", "2"]  # windows of 32 x 20 tokens
@@ -25,8 +25,8 @@ def translator(toy_run):
 
 
 def start(toy_run, *options, **pipes):
-    command = [sys.executable, "-m", "dynaconv", "translate", str(toy_run), "--device", "cpu", *map(str, options)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **pipes)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **pipes}
+    return start_cli("translate", toy_run, "--device", "cpu", *options, **pipes)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -18,7 +17,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 import dynaconv.models  # noqa: F401 (registers our models with the Auto classes)
 from dynaconv.training.checkpoints import checkpoints
 
-from ...conftest import run_cli, run_on_two_processes, write_recipe
+from ...conftest import run_cli, run_on_two_processes, start_cli, write_recipe
 
 SHORT = {
     "max_steps": 60,
@@ -66,8 +65,8 @@ def test_the_model_is_the_average_of_the_last_checkpoints(toy_run):
 
 def start(recipe, run, cache, *options):
     environment = {**os.environ, "DYNACONV_CACHE": str(cache)}
-    command = [sys.executable, "-m", "dynaconv", "train", str(recipe), "--output", str(run), *options]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return start_cli("train", recipe, "--output", run, *options, env=environment, **pipes)
 
 
 @pytest.mark.slow
