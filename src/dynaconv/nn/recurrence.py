@@ -18,7 +18,7 @@ from .shortconv_group import short_conv
 from .stream import Stream
 
 ConvKind = Literal["none", "static", "headwise", "lowrank"]
-CONV_KINDS = ("none", *KINDS)
+CONV_KINDS = ("none", *reversed(KINDS))
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
