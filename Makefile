@@ -8,6 +8,9 @@ DEMO ?= runs/demo
 # What meets Hugging Face's libraries, and is tested with the oldest and the newest of them.
 HUGGINGFACE_TESTS := tests/models tests/grafting tests/tasks tests/data tests/test_package.py
 
+# Compiled when the package is installed.
+KERNELS := $(wildcard src/dynaconv/kernels/cpu/*.cpp src/dynaconv/kernels/cpu/*.h)
+
 BIN := .venv/bin
 INSTALL := -m pip install --quiet --disable-pip-version-check
 # Two workers of one thread each, in about 60% of the time; plain pytest has one worker of two threads.
@@ -61,7 +64,7 @@ clean:
 	$(PYTHON) -m venv $(@:/bin/python=)
 
 # Another torch than the locked one brings its own Triton and CUDA libraries.
-.venv/.%: .venv/bin/python pyproject.toml $(LOCK)
+.venv/.%: .venv/bin/python pyproject.toml $(LOCK) $(KERNELS)
 	@echo "setting up .venv for $* (a minute or two)"
 	grep -vE "$(if $(filter $(LOCKED_TORCH),$(TORCH)),^$$,^(torch|triton|nvidia|cuda)[-a-z0-9]*==)" $(LOCK) > .venv/constraints.txt
 	$(BIN)/python $(INSTALL) -c .venv/constraints.txt "$(TORCH)" -e ".[$*]"

@@ -18,7 +18,7 @@ FLOORS = [
     {"models", "data"},
     {"nn", "interop"},
     {"functional"},
-    {"checks"},
+    {"checks", "dispatch"},
     {"kernels"},
 ]
 FLOOR = {room: len(FLOORS) - i for i, rooms in enumerate(FLOORS) for room in rooms}

@@ -40,58 +40,21 @@ where an argument is not a dense floating-point tensor or tensors are on differe
 do not agree or an option has no such value.
 """
 
-import contextlib
-import functools
-import importlib
-import importlib.util
 import inspect
 import numbers
-import sys
-import threading
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .checks import check_cu_seqlens, check_filters, check_state_indices, check_tensor, check_tokens, shape
-from .kernels.availability import cpu_kernels_run
-from .kernels.options import Options, compute_dtype
-from .kernels.reference.operators import convolve
-from .kernels.sequences import final_states, next_states, write_rows
+from .dispatch import Call, backend, run
+from .kernels.options import Options
+from .kernels.sequences import write_rows
 
 __all__ = ["backend", "dynamic_conv", "left_padding", "lowrank_conv", "rollback", "static_conv"]
 
 Padding = Literal["causal", "same"] | int
-_BACKENDS = ("reference", "cpu", "triton")
-
-
-class _Forced(threading.local):
-    backend: str | None = None
-
-
-_forced = _Forced()
-
-
-@contextlib.contextmanager
-def backend(name: str) -> Iterator[None]:
-    """Force an implementation inside a `with` block, in this thread: "reference", "cpu" (Numba) or "triton".
-
-    Without it, CPU tensors take the Numba kernels, those on NVIDIA and AMD GPUs the Triton kernels, and all others the
-    reference, which is plain PyTorch. What kernels cannot do takes the reference in any case: function transforms,
-    forward-mode and second derivatives, Numba in forked processes or where it does not load (which the logger
-    "dynaconv" says once), fp64 in Triton.
-
-    Raises:
-        ValueError: the name is of no implementation.
-    """
-    if name not in _BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}; got {name!r}")
-    previous, _forced.backend = _forced.backend, name
-    try:
-        yield
-    finally:
-        _forced.backend = previous
 
 
 def static_conv(
@@ -112,7 +75,7 @@ def static_conv(
     check_tensor("x", x, 3)
     check_filters("filters", filters, 2, x)
     call = _prepare(x, filters.shape[1], **_known("static_conv", keywords))
-    return call.finish(x, _run("static_conv", call, x, _normalized(filters, normalize)))
+    return run("static_conv", call, filters.shape[1], x, _normalized(filters, normalize))
 
 
 def dynamic_conv(
@@ -137,7 +100,7 @@ def dynamic_conv(
     if static is not None:
         check_filters("static", static, 2, x, filters.shape[3])
     call = _prepare(x, filters.shape[3], **_known("dynamic_conv", keywords))
-    return call.finish(x, _run("dynamic_conv", call, x, _normalized(filters, normalize), static))
+    return run("dynamic_conv", call, filters.shape[3], x, _normalized(filters, normalize), static)
 
 
 def lowrank_conv(
@@ -165,7 +128,7 @@ def lowrank_conv(
     if static is not None:
         check_filters("static", static, 2, x, basis.shape[2])
     call = _prepare(x, basis.shape[2], **_known("lowrank_conv", keywords))
-    return call.finish(x, _run("lowrank_conv", call, x, codes, basis, static))
+    return run("lowrank_conv", call, basis.shape[2], x, codes, basis, static)
 
 
 def left_padding(padding: Padding, width: int) -> int:
@@ -230,34 +193,6 @@ def rollback(state: Tensor, count: int | Tensor, width: int, *, state_indices: T
     write_rows(state, indices, shifted.masked_fill(source[..., None] < 0, 0))
 
 
-class _Call(NamedTuple):
-    """What the keywords of an operator come to."""
-
-    options: Options
-    bias: Tensor | None = None
-    past: Tensor | None = None
-    cu_seqlens: Tensor | None = None
-    final_state: Tensor | None = None
-    buffer: Tensor | None = None
-    indices: Tensor | None = None
-
-    def finish(self, x: Tensor, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """The buffer moves on only after the operator has succeeded."""
-        if self.buffer is not None:
-            next_states(self.buffer, x, self.cu_seqlens, self.indices)
-        if self.indices is not None:
-            y = y.masked_fill(self._padding_tokens(y), 0)
-        return y if self.final_state is None else (y, self.final_state)
-
-    def _padding_tokens(self, y: Tensor) -> Tensor:
-        """[B or 1, T or 1, 1]: tokens of sequences without a row in the buffer."""
-        padding = torch.as_tensor(self.indices) < 0
-        if self.cu_seqlens is None:
-            return padding[:, None, None]
-        sequence = torch.searchsorted(self.cu_seqlens[1:].long(), torch.arange(y.shape[1], device=y.device), right=True)
-        return padding[sequence][None, :, None]
-
-
 def _known(operator: str, keywords: dict[str, Any]) -> dict[str, Any]:
     for name in keywords:
         if name not in _KEYWORDS:
@@ -270,7 +205,7 @@ def _prepare(
     activation: Literal["silu"] | None = None, residual: bool = False, output_scale: float = 1.0,
     cu_seqlens: Tensor | None = None, initial_state: Tensor | None = None, return_final_state: bool = False,
     state: Tensor | None = None, state_indices: Tensor | None = None,
-) -> _Call:  # fmt: skip
+) -> Call:  # fmt: skip
     B, _, D = x.shape
     left = left_padding(padding, width)
     if activation not in (None, "silu"):
@@ -291,59 +226,35 @@ def _prepare(
     if state_indices is not None and state is None:
         raise ValueError("state_indices needs a state")
     if initial_state is None and state is None and not return_final_state:
-        return _Call(options, bias, None, cu_seqlens)
+        return Call(options, bias, None, cu_seqlens)
     if left != width - 1:
         raise ValueError(f'a state needs padding="causal": it holds the inputs before the first; got {padding!r}')
     if initial_state is not None and state is not None:
         raise ValueError("give either initial_state or state: both name the inputs before x")
-    past = initial_state
-    if past is not None:
-        check_tensor("initial_state", past, 3, x)
-        if past.shape != (sequences, width - 1, D):
+    if initial_state is not None:
+        check_tensor("initial_state", initial_state, 3, x)
+        if initial_state.shape != (sequences, width - 1, D):
             expected = [sequences, width - 1, D]
-            raise ValueError(f"initial_state must be [N, W - 1, D] = {expected}; got {shape(past)}")
+            raise ValueError(f"initial_state must be [N, W - 1, D] = {expected}; got {shape(initial_state)}")
     if state is not None:
-        past = _rows_of_state(x, state, state_indices, sequences, width)
-    final = final_states(x, past, width - 1, cu_seqlens) if return_final_state else None
-    return _Call(options, bias, past, cu_seqlens, final, state, state_indices)
+        _check_state(x, state, state_indices, sequences, width)
+    return Call(options, bias, initial_state, cu_seqlens, return_final_state, state, state_indices)
 
 
 _KEYWORDS = tuple(inspect.signature(_prepare).parameters)[2:]
 
 
-def _rows_of_state(x: Tensor, state: Tensor, indices: Tensor | None, sequences: int, width: int) -> Tensor:
-    """The inputs before each sequence, [N, W-1, D]."""
+def _check_state(x: Tensor, state: Tensor, indices: Tensor | None, sequences: int, width: int) -> None:
     check_tensor("state", state, 3, x)
     rows, size, channels = state.shape
     if channels != x.shape[2] or size < width - 1 or (indices is None and rows != sequences):
         expected = f"[{sequences if indices is None else 'rows'}, W - 1 = {width - 1} or more, {x.shape[2]}]"
         raise ValueError(f"state must be [M, S, D] = {expected}; got {shape(state)}")
-    if any(n > 1 and step == 0 for n, step in zip(state.shape, state.stride(), strict=True)):
+    strides = state.stride()
+    if 0 in strides and any(n > 1 and step == 0 for n, step in zip(state.shape, strides, strict=True)):
         raise ValueError("state must not be expanded: its rows are overwritten")
-    past = state[:, size - width + 1 :]
-    if indices is None:
-        return past
-    check_state_indices(indices, state, sequences)
-    return past.index_select(0, indices.clamp(min=0)) if rows else x.new_zeros(sequences, width - 1, channels)
-
-
-def _run(name: str, call: _Call, x: Tensor, *filters: Any) -> Tensor:
-    """The operator on the implementation that serves these tensors."""
-    inputs = (x, *filters, call.bias, call.buffer)
-    if call.buffer is not None and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        raise ValueError(
-            "state is overwritten in place and carries no gradient: use it under torch.no_grad(), "
-            "or train with initial_state and return_final_state"
-        )
-    implementation = _implementation(x, *filters, call.bias, call.past)
-    if implementation != "reference":
-        from .kernels import library
-
-        if not torch.compiler.is_compiling() and "torch.distributed.tensor" in sys.modules:
-            importlib.import_module(f"{__package__}.kernels.sharding")
-        arguments = (x, *filters, call.bias, call.past, call.cu_seqlens, *call.options, implementation)
-        return getattr(library, name)(*arguments)
-    return convolve(name, (x, *filters, call.bias, call.past), call.cu_seqlens, call.options)
+    if indices is not None:
+        check_state_indices(indices, state, sequences)
 
 
 def _normalized(filters: Tensor, normalize: str | None) -> Tensor:
@@ -352,39 +263,3 @@ def _normalized(filters: Tensor, normalize: str | None) -> Tensor:
     if normalize == "softmax":
         return filters.softmax(-1, dtype=torch.promote_types(filters.dtype, torch.float32))
     raise ValueError(f'normalize must be None or "softmax"; got {normalize!r}')
-
-
-def _implementation(x: Tensor, *others: Tensor | None) -> str:
-    """The implementation that serves these tensors."""
-    forced = _forced.backend
-    if forced == "cpu" and x.device.type != "cpu":
-        raise ValueError(f'backend("cpu") needs CPU tensors; x is on {x.device}')
-    if forced == "triton" and not _triton_serves(x.device.type):
-        raise ValueError(
-            'backend("triton") needs the package triton and tensors on a GPU, or CPU tensors with TRITON_INTERPRET=1 '
-            f"in the environment; x is on {x.device}"
-        )
-    # Registered operators drop forward-mode tangents and refuse function transforms; the reference has both.
-    if (
-        forced == "reference"
-        or torch._C._are_functorch_transforms_active()
-        or any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in (x, *others) if t is not None)
-    ):
-        return "reference"
-    if forced == "triton" or (forced is None and x.device.type == "cuda" and _triton_serves("cuda")):
-        return "reference" if compute_dtype(x, *others) == torch.float64 else "triton"
-    if x.device.type not in ("cpu", "meta"):
-        return "reference"
-    if torch.compiler.is_compiling() or x.device.type == "meta":
-        return "cpu"
-    return "cpu" if cpu_kernels_run() else "reference"
-
-
-@functools.cache
-def _triton_serves(device: str) -> bool:
-    """Whether Triton is installed and runs on such a device: on the CPU its interpreter does."""
-    if device not in ("cpu", "cuda") or importlib.util.find_spec("triton") is None:
-        return False
-    from .kernels.triton.runtime import INTERPRETED
-
-    return device == "cuda" or INTERPRETED

@@ -5,7 +5,7 @@ from importlib import metadata
 
 from . import __version__
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numba", "triton")
+_PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "triton")
 
 
 def installed(package: str) -> str | None:

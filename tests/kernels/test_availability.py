@@ -9,6 +9,8 @@ import torch
 
 import dynaconv
 from dynaconv.kernels.availability import cpu_kernels_run
+from dynaconv.kernels.cpu.build import LIBRARIES
+from dynaconv.kernels.cpu.runtime import library
 
 from .test_integration import FILTERS, X
 
@@ -27,7 +29,8 @@ with dynaconv.backend("reference"):
     expected = dynaconv.static_conv(x, f, bias=torch.ones(4), output_scale=0.5)
 torch.testing.assert_close(y, expected)
 torch.testing.assert_close(gradients, torch.autograd.grad(expected.square().sum(), [x, f]))
-print("kernels" if "dynaconv.kernels.cpu.static" in sys.modules else "reference")
+from dynaconv.kernels.availability import cpu_kernels_run
+print("kernels" if cpu_kernels_run() else "reference")
 """
 
 
@@ -40,63 +43,37 @@ def run(before="", **environment):
     return lines, implementation
 
 
-@pytest.mark.slow
-def test_no_folder_for_the_cache():
-    lines, implementation = run(
-        "import numba.core.caching as c\nc.CacheImpl._locator_classes = c.CacheImpl._locator_classes[:1]",
-        NUMBA_CACHE_DIR="/proc/none",
-    )
-    assert implementation == "kernels"
+MISSING = "dynaconv: The CPU kernels do not load, plain PyTorch takes their place, which is slower: "
+
+
+@pytest.mark.parametrize(
+    ("before", "why"),
+    [
+        (
+            "from dynaconv.kernels.cpu import runtime; runtime.LIBRARIES = runtime.LIBRARIES / 'absent'",
+            "they are not compiled; with",
+        ),
+        (
+            "from dynaconv.kernels.cpu import runtime; runtime.digest = lambda: 'of other sources'",
+            "they are not compiled; with",
+        ),
+        ("import os; os.environ['DYNACONV_CPU'] = 'v9'", "there are none for v9, only for "),
+    ],
+)
+def test_no_kernels_for_this_machine(before, why):
+    lines, implementation = run(before)
     assert len(lines) == 1
-    assert "compiled anew by every process" in lines[0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("suffix", "content"), [("nbi", b""), ("nbc", b"nonsense")])
-def test_a_broken_file_in_the_cache(tmp_path, suffix, content):
-    folder = tmp_path / "cache"
-    assert run(NUMBA_CACHE_DIR=str(folder)) == ([], "kernels")
-    files = list(folder.rglob(f"*.{suffix}"))
-    assert files
-    for file in files:
-        file.write_bytes(content)
-    lines, implementation = run(NUMBA_CACHE_DIR=str(folder))
-    assert len(lines) == 1
-    assert "compiled anew by every process" in lines[0]
-    assert implementation == "kernels"
-
-
-@pytest.mark.slow
-def test_a_full_disk(tmp_path):
-    full = "import numba.core.caching as c\ndef save(*_): raise OSError(28, 'No space left')\nc.IndexDataCacheFile.save = save"
-    lines, implementation = run(full, NUMBA_CACHE_DIR=str(tmp_path))
-    assert len(lines) == 1
-    assert lines[0].endswith("OSError: [Errno 28] No space left")
-    assert implementation == "kernels"
-
-
-def test_without_a_compiler():
-    assert run(NUMBA_DISABLE_JIT="1") == (
-        [
-            "dynaconv: The CPU kernels do not load, plain PyTorch takes their place, which is slower: ImportError: "
-            "NUMBA_DISABLE_JIT is set"
-        ],
-        "reference",
-    )
-
-
-def test_where_processes_do_not_fork():
-    assert run("import os, numba, torch\ndel os.register_at_fork") == ([], "kernels")
-
-
-@pytest.mark.parametrize("error", ["ImportError", "SystemError"])
-def test_a_broken_numba(tmp_path, error):
-    (tmp_path / "numba.py").write_text(f"raise {error}('numba needs\\nanother numpy')")
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    lines, implementation = run(PYTHONPATH=path)
-    assert len(lines) == 1
-    assert lines[0].endswith(f"{error}: numba needs another numpy")
+    assert lines[0].startswith(MISSING + why)
     assert implementation == "reference"
+
+
+def test_every_level_that_this_processor_has():
+    levels = [path.stem.rpartition("-")[2] for path in LIBRARIES.glob("*.so")]
+    highest = library().dynaconv_level()
+    assert len(levels) > 0
+    for level in levels:
+        if not level.startswith("v") or int(level[1:]) <= highest:
+            assert run(DYNACONV_CPU=level) == ([], "kernels")
 
 
 def in_a_child(function):

@@ -1,4 +1,4 @@
-"""Outputs and all gradients of the reference and of the Numba kernels, over shapes, dtypes, strides and keywords."""
+"""Outputs and all gradients of the reference and of the CPU kernels, over shapes, dtypes, strides and keywords."""
 
 import pytest
 import torch

@@ -95,21 +95,20 @@ def test_ahead_of_time(target, case, dtype, compiled):
     driver.set_active(Device(target))
     W, D, H, R = sizes["W"], sizes.get("D", 256), sizes.get("H", 4), sizes.get("R", 16)
     x, grad = torch.empty(1, 300, D, dtype=dtype), torch.empty(1, 300, D, dtype=dtype)
-    taps = torch.empty(W, D)
+    static = torch.empty(D, W)
     filters = {
-        "static": (taps,), "dynamic": (x.new_empty(1, 300, H, W), taps),
-        "lowrank": (x.new_empty(1, 300, R), x.new_empty(R, D, W), taps),
+        "static": (static,), "dynamic": (x.new_empty(1, 300, H, W), static),
+        "lowrank": (x.new_empty(1, 300, R), x.new_empty(R, D, W), static),
     }[kind]  # fmt: skip
-    dtypes = () if kind == "static" else (torch.float32,)
     bias, state, ends = x.new_empty(D), x.new_empty(3, W - 1, D), torch.tensor([0, 1, 5, 300])
     plain = filters if kind == "static" else (*filters[:-1], None)
-    family.forward(x, *plain, None, None, None, PLAIN, *dtypes)
-    family.backward(grad, grad, x, *plain, None, None, PLAIN, *dtypes, True, True)
+    family.forward(x, *plain, None, None, None, PLAIN, torch.float32)
+    family.backward(grad, grad, x, *plain, None, None, PLAIN, torch.float32, True, True)
     # Every keyword, for one dtype of each target.
     if W == 4 and R == 16 and dtype == torch.bfloat16:
-        family.forward(x, *filters, bias, state, ends, FULL._replace(left=W - 1), *dtypes)
-        family.forward(x, *filters, bias, state, ends, FULL._replace(left=W - 1), *dtypes, grad=grad)
-        family.backward(grad, grad, x, *filters, state, ends, FULL._replace(left=W - 1), *dtypes, True, True)
+        family.forward(x, *filters, bias, state, ends, FULL._replace(left=W - 1), torch.float32)
+        family.forward(x, *filters, bias, state, ends, FULL._replace(left=W - 1), torch.float32, grad=grad)
+        family.backward(grad, grad, x, *filters, state, ends, FULL._replace(left=W - 1), torch.float32, True, True)
     binary = "hsaco" if target.startswith("gfx") else "cubin"
     assert len(compiled) >= 2
     assert all(len(kernel.asm[binary]) > 1000 for kernel in compiled)

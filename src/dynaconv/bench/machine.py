@@ -13,7 +13,7 @@ import dynaconv
 
 from ..versions import installed
 
-_PACKAGES = ("torch", "triton", "numba", "numpy", "causal-conv1d", "flash-linear-attention")
+_PACKAGES = ("torch", "triton", "numpy", "causal-conv1d", "flash-linear-attention")
 
 
 def describe() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 def peak_bytes(run: Callable[[], Any], device: str) -> int:
     """The most bytes that PyTorch's allocator holds during a call beyond those it held before, results included.
 
-    Memory that does not come from PyTorch is not in it: on the CPU temporaries inside the Numba kernels, some KB for
+    Memory that does not come from PyTorch is not in it: on the CPU temporaries inside the kernels, some KB for
     each thread, and those inside libraries such as oneDNN.
     """
     return _cuda_peak(run) if device == "cuda" else _cpu_peak(run)

@@ -1,4 +1,4 @@
-"""What the first call of an operator costs: kernels compile for it, and are cached on disk for the next process."""
+"""What the first call of an operator costs: Triton compiles for it, and keeps what it has compiled on disk."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def first_calls(operator: str, device: str, dtype: str, bar: tqdm) -> list[dict[
     rows = []
     command = [sys.executable, "-m", __name__, operator, device, dtype]
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "NUMBA_CACHE_DIR": folder, "TRITON_CACHE_DIR": folder}
+        environment = {**os.environ, "TRITON_CACHE_DIR": folder}
         for cache in CACHES:
             result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
             if result.returncode:

@@ -1,7 +1,7 @@
 """The implementations of the operators. They know tensors and nothing of models.
 
 - :mod:`.reference`: plain PyTorch, the definition; any device, dtype and order of derivative.
-- :mod:`.cpu`: Numba kernels for CPU tensors.
+- :mod:`.cpu`: C++ kernels for CPU tensors.
 - :mod:`.triton`: Triton kernels for NVIDIA and AMD GPUs.
 
 The kernels are registered with PyTorch in :mod:`.library`.

@@ -41,16 +41,6 @@ def _is_empty(x: Tensor, cu_seqlens: Tensor | None) -> bool:
     return x.numel() == 0
 
 
-def _taps(filters: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
-    """Filters [H, W] as taps [W, D]: one row of channels for every tap."""
-    return filters.detach().to(dtype).T.repeat_interleave(channels // filters.shape[0], dim=1).contiguous()
-
-
-def _filters(taps: Tensor, like: Tensor) -> Tensor:
-    """The transpose of `_taps`: gradients of taps [W, D] summed over the channels of each filter, [H, W]."""
-    return taps.unflatten(1, (like.shape[0], -1)).sum(2).T.to(like.dtype).contiguous()
-
-
 def _sum_and_bias_gradients(
     forward: Callable[..., Tensor], grad: Tensor, bias: Tensor | None, options: Options, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -74,8 +64,8 @@ def static_conv(
         return x.new_empty(x.shape)
     if _lacks_kernels(implementation):
         return convolve("static_conv", (x, filters, bias, state), cu_seqlens, options)
-    taps = _taps(filters, x.shape[2], compute_dtype(x, filters, bias))
-    return _family(implementation, "static").forward(x.detach(), taps, bias, state, cu_seqlens, options)
+    dtype = compute_dtype(x, filters, bias)
+    return _family(implementation, "static").forward(x, filters, bias, state, cu_seqlens, options, dtype)
 
 
 @torch.library.custom_op("dynaconv::static_conv_backward", mutates_args=())
@@ -90,12 +80,11 @@ def static_conv_backward(
     if _lacks_kernels(implementation):
         return _reference_gradients("static_conv", wanted, grad, tensors, cu_seqlens, options)
     family = _family(implementation, "static")
-    taps = _taps(filters, x.shape[2], compute_dtype(x, filters, bias))
-    forward = partial(family.forward, x, taps, bias, state, cu_seqlens, options)
-    dz, db = _sum_and_bias_gradients(forward, grad, bias, options, taps.dtype)
-    dx, dtaps, dstate = family.backward(dz, grad, x, taps, state, cu_seqlens, options, of_inputs, of_filters)
-    dfilters = _filters(dtaps, filters) if of_filters else x.new_empty(0)
-    return dx, dfilters, db, _state_gradient(dstate, state, x)
+    dtype = compute_dtype(x, filters, bias)
+    forward = partial(family.forward, x, filters, bias, state, cu_seqlens, options, dtype)
+    dz, db = _sum_and_bias_gradients(forward, grad, bias, options, dtype)
+    dx, df, dstate = family.backward(dz, grad, x, filters, state, cu_seqlens, options, dtype, of_inputs, of_filters)
+    return dx, df, db, _state_gradient(dstate, state, x)
 
 
 @torch.library.custom_op("dynaconv::dynamic_conv", mutates_args=())
@@ -110,8 +99,7 @@ def dynamic_conv(
     if _lacks_kernels(implementation):
         return convolve("dynamic_conv", (x, filters, static, bias, state), cu_seqlens, options)
     dtype = compute_dtype(x, filters, static, bias)
-    taps = None if static is None else _taps(static, x.shape[2], dtype)
-    return _family(implementation, "dynamic").forward(x, filters, taps, bias, state, cu_seqlens, options, dtype)
+    return _family(implementation, "dynamic").forward(x, filters, static, bias, state, cu_seqlens, options, dtype)
 
 
 @torch.library.custom_op("dynaconv::dynamic_conv_backward", mutates_args=())
@@ -129,13 +117,12 @@ def dynamic_conv_backward(
         return _reference_gradients("dynamic_conv", wanted, grad, tensors, cu_seqlens, options)
     family = _family(implementation, "dynamic")
     dtype = compute_dtype(x, filters, static, bias)
-    taps = None if static is None else _taps(static, x.shape[2], dtype)
-    inputs = (x, filters, taps, bias, state, cu_seqlens, options, dtype)
+    inputs = (x, filters, static, bias, state, cu_seqlens, options, dtype)
     dz, db = _sum_and_bias_gradients(partial(family.forward, *inputs), grad, bias, options, dtype)
     dx, df, dstate = family.backward(
-        dz, grad, x, filters, taps, state, cu_seqlens, options, dtype, of_inputs, of_filters
+        dz, grad, x, filters, static, state, cu_seqlens, options, dtype, of_inputs, of_filters
     )
-    ds = _static_gradient(of_static, implementation, dz, grad, x, static, taps, state, cu_seqlens, options)
+    ds = _static_gradient(of_static, implementation, dz, grad, x, static, state, cu_seqlens, options, dtype)
     return dx, df, ds, db, _state_gradient(dstate, state, x)
 
 
@@ -151,8 +138,7 @@ def lowrank_conv(
     if _lacks_kernels(implementation):
         return convolve("lowrank_conv", (x, codes, basis, static, bias, state), cu_seqlens, options)
     dtype = compute_dtype(x, codes, basis, static, bias)
-    taps = None if static is None else _taps(static, x.shape[2], dtype)
-    return _family(implementation, "lowrank").forward(x, codes, basis, taps, bias, state, cu_seqlens, options, dtype)
+    return _family(implementation, "lowrank").forward(x, codes, basis, static, bias, state, cu_seqlens, options, dtype)
 
 
 @torch.library.custom_op("dynaconv::lowrank_conv_backward", mutates_args=())
@@ -170,26 +156,25 @@ def lowrank_conv_backward(
         return _reference_gradients("lowrank_conv", wanted, grad, tensors, cu_seqlens, options)
     family = _family(implementation, "lowrank")
     dtype = compute_dtype(x, codes, basis, static, bias)
-    taps = None if static is None else _taps(static, x.shape[2], dtype)
-    inputs = (x, codes, basis, taps, bias, state, cu_seqlens, options, dtype)
+    inputs = (x, codes, basis, static, bias, state, cu_seqlens, options, dtype)
     dz, db = _sum_and_bias_gradients(partial(family.forward, *inputs), grad, bias, options, dtype)
     dx, dcodes, dbasis, dstate = family.backward(
-        dz, grad, x, codes, basis, taps, state, cu_seqlens, options, dtype, of_inputs, of_filters
+        dz, grad, x, codes, basis, static, state, cu_seqlens, options, dtype, of_inputs, of_filters
     )
     dcodes, dbasis = dcodes.to(codes.dtype).contiguous(), dbasis.to(basis.dtype).contiguous()
-    ds = _static_gradient(of_static, implementation, dz, grad, x, static, taps, state, cu_seqlens, options)
+    ds = _static_gradient(of_static, implementation, dz, grad, x, static, state, cu_seqlens, options, dtype)
     return dx, dcodes, dbasis, ds, db, _state_gradient(dstate, state, x)
 
 
 def _static_gradient(
-    wanted: bool, implementation: str, dz: Tensor, grad: Tensor, x: Tensor, static: Tensor | None, taps: Tensor | None,
-    state: Tensor | None, cu_seqlens: Tensor | None, options: Options,
+    wanted: bool, implementation: str, dz: Tensor, grad: Tensor, x: Tensor, static: Tensor | None, state: Tensor | None,
+    cu_seqlens: Tensor | None, options: Options, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     """Gradient of static filters that are added to others."""
-    if not wanted or static is None or taps is None:
+    if not wanted or static is None:
         return x.new_empty(0)
     family = _family(implementation, "static")
-    return _filters(family.backward(dz, grad, x, taps, state, cu_seqlens, options, False, True)[1], static)
+    return family.backward(dz, grad, x, static, state, cu_seqlens, options, dtype, False, True)[1]
 
 
 def _zeros(wanted: tuple[bool, ...], *inputs: Tensor | None) -> Any:

@@ -24,5 +24,7 @@ class Options(NamedTuple):
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     """fp64 where an input is fp64, else fp32."""
-    wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
-    return torch.float64 if wide else torch.float32
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype is torch.float64:
+            return torch.float64
+    return torch.float32

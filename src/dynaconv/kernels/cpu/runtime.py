@@ -1,136 +1,161 @@
-"""How the Numba kernels see tensors and threads.
+"""The shared library of the kernels, and how it is called."""
 
-Numba's OpenMP layer shares PyTorch's thread pool (both bind to the OpenMP runtime that torch loaded), so that a kernel
-does not compete with the spinning threads of the operator before it. Measured on two cores, softmax followed by a
-convolution: 4.9 ms on the shared pool, 8.6 ms on a pool of its own.
-"""
-
-import contextlib
-import hashlib
+import ctypes
+import functools
 import os
-import threading
-from collections.abc import Callable
+import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numba
-import numpy as np
 import torch
-from numba.core.caching import NullCache
 from torch import Tensor
 
-from ..availability import tell
+from ..options import Options, compute_dtype
 from ..sequences import sequence_ends
+from .build import LIBRARIES, digest
 
-config: Any = numba.config
-if config.DISABLE_JIT:
-    raise ImportError("NUMBA_DISABLE_JIT is set")
-if "NUMBA_THREADING_LAYER" not in os.environ and "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
-    config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
-
-# Reassociation lets LLVM vectorise dot products; NaN and infinity keep their meaning.
-_njit: Any = numba.njit
-_options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
-_parallel = dict.fromkeys(("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil"), False) | {
-    "prange": True
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_CALL, _NUMBERS, _ROWS = struct.Struct("12q5q7qd5q"), struct.Struct("6q"), struct.Struct("3q")  # as in tiles.h
+_NONE = (0, 0, 0)
+# Of every kernel: r a record, p a place in memory, i an integer.
+_KINDS = {"r": ctypes.c_char_p, "p": ctypes.c_void_p, "i": ctypes.c_int64}
+_SIGNATURES = {
+    "static": "rriiii",
+    "static_gradient": "rrpiii",
+    "dynamic": "rrriiiii",
+    "dynamic_gradient": "rrpiii",
+    "lowrank": "rriiiii",
+    "lowrank_gradient": "rrrippiiii",
 }
-inline = _njit(inline="always", **_options)
-function = _njit(**_options)
-_sources = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).digest()
 
 
-def kernel(entry: Callable) -> Callable:
-    """Compile a function for all threads, and keep it on disk."""
-    compiled: Any = _njit(parallel=_parallel, **_options)(entry)
-    try:
-        compiled.enable_caching()
-    except RuntimeError as error:  # no folder for it
-        _tell_of_cache(error)
-    # Numba compiles again when the file of a kernel changes, but not when that of a function inlined into it does.
-    with contextlib.suppress(AttributeError):
-        compiled._cache._cache_file._source_stamp = _sources
-    return compiled
+class Stream(NamedTuple):
+    """A buffer [M, S, D] that is read as what came before x and moves on behind the operator; rows of [N] int64."""
+
+    buffer: Tensor
+    indices: Tensor | None
 
 
-def _tell_of_cache(error: Exception) -> None:
-    tell("Numba kernels are compiled anew by every process, NUMBA_CACHE_DIR names another folder for them", error)
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The kernels for the highest level of instructions that this processor has, or for that in $DYNACONV_CPU.
 
-
-_lock = threading.Lock()
-
-
-def launch(function: Any, *arguments: object) -> None:
-    """Run a kernel on `torch.get_num_threads()` threads."""
-    # One kernel uses every thread, so callers wait for each other; Numba's workqueue layer would abort on concurrency.
-    with _lock:
-        threads = torch.get_num_threads()
-        numba.set_num_threads(min(threads, config.NUMBA_NUM_THREADS))
-        try:
-            function(*arguments)
-        except Exception as error:
-            if isinstance(function._cache, NullCache):
-                raise
-            # Reading or writing the file may have failed, which nothing has run before.
-            _tell_of_cache(error)
-            function._cache = NullCache()
-            function(*arguments)
-        # Numba sets the thread count of the shared pool when it starts.
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-
-
-def tasks(batch: int, length: int, cu_seqlens: Tensor | None) -> np.ndarray:
-    """Blocks of consecutive tokens, [K, 6]: sequence, batch row, its first token there, its length, block's ends in it.
-
-    A block keeps its window in the L1 cache, and there are a few for every thread. The table depends on the sizes
-    alone: with another number of threads the sums, and so the bits, stay the same.
+    Raises:
+        OSError: there is none.
     """
-    if cu_seqlens is None:
-        row, start, lengths = np.arange(batch), np.zeros(batch, np.int64), np.full(batch, length)
-    else:
-        offsets = np.array(sequence_ends(cu_seqlens, length))
-        row, start, lengths = np.zeros(len(offsets) - 1, np.int64), offsets[:-1], np.diff(offsets)
-    block = max(8, min(64, batch * length // 32))
-    counts = -(-lengths // block)
-    sequence = np.repeat(np.arange(len(counts)), counts)
-    first = (np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)) * block
-    last = np.minimum(first + block, lengths[sequence])
-    return np.stack([sequence, row[sequence], start[sequence], lengths[sequence], first, last], axis=1)
+    prefix = f"dynaconv-{digest()}-"
+    found = {path.stem.removeprefix(prefix): path for path in sorted(LIBRARIES.glob(f"{prefix}*.so"))}
+    if not found:
+        raise OSError("they are not compiled; with a C++ compiler, python -m dynaconv.kernels.cpu.build does it")
+    lowest = ctypes.CDLL(str(next(iter(found.values()))))
+    level = os.environ.get("DYNACONV_CPU") or f"v{lowest.dynaconv_level()}"
+    if level not in found and len(found) == 1 and "DYNACONV_CPU" not in os.environ:
+        level = next(iter(found))
+    if level not in found:
+        raise OSError(f"there are none for {level}, only for {', '.join(found)}")
+    kernels = ctypes.CDLL(str(found[level]))
+    for name, arguments in _SIGNATURES.items():
+        getattr(kernels, f"dynaconv_{name}").argtypes = [_KINDS[kind] for kind in arguments]
+    torch_library = next(Path(torch.__file__).parent.joinpath("lib").glob("libtorch_cpu.*"))
+    # Without the symbol, which torch has had since 2.10, the kernels run on one thread.
+    if pool := getattr(ctypes.CDLL(str(torch_library)), "torch_parallel_for", None):
+        kernels.dynaconv_threads(ctypes.cast(pool, ctypes.c_void_p))
+    return kernels
 
 
-def groups(table: np.ndarray, limit: int) -> np.ndarray:
-    """Where to cut a table of tasks into at most `limit` groups, each of which keeps a partial sum of its own."""
-    count = max(1, min(64, limit, len(table)))
-    return np.linspace(0, len(table), count + 1).astype(np.int64)
+def launch(
+    kernel: str, x: Tensor, out: Tensor | None, width: int, options: Options, *arguments: Any, left: int | None = None,
+    residual: Tensor | None = None, grad: Tensor | None = None, past: Tensor | None = None, bias: Tensor | None = None,
+    ends: Tensor | None = None, out_past: Tensor | None = None, stream: Stream | None = None,
+) -> None:  # fmt: skip
+    """Call a kernel; the tensors are those of `Call` in tiles.h, and live until it returns.
+
+    Args:
+        kernel: name of the function.
+        x: [B, T, D].
+        out: [B, T, D], or nothing.
+        width: W.
+        options: of the operator.
+        *arguments: what follows the call: integers, places of tensors that are written, records of `numbers` or `rows`.
+        left: where it is not that of the options.
+        residual: added behind the activation.
+        grad: gradient of the output.
+        past: the inputs before each sequence.
+        bias: added to the sum.
+        ends: ends of packed sequences, int64.
+        out_past: gradient of `past`.
+        stream: stands for `past`, in the dtype of x.
+    """
+    B, T, D = x.shape
+    indices, before, buffer = None, _place(past), (*_NONE, 0, 0)
+    if stream is not None:
+        state, indices = stream
+        place, bytes_each = _place(state), state.element_size()
+        spare = (state.shape[1] - width + 1) * place[2] * bytes_each
+        before, buffer = (place[0] + spare, *place[1:]), (*place, state.shape[1], bytes_each)
+    call = _CALL.pack(
+        *_place(x), *_place(residual), *_place(grad), *before, _pointer(indices), _pointer(ends), _pointer(bias),
+        _pointer(out), _pointer(out_past), B, T, D, width, B if ends is None else len(ends) - 1,
+        options.left if left is None else left, options.silu, options.scale, *buffer,
+    )  # fmt: skip
+    getattr(library(), f"dynaconv_{kernel}")(call, *arguments)
 
 
-def rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in `dtype` with a contiguous last dimension; the other strides are kept, so a slice is not copied."""
-    tensor = tensor.detach().to(dtype)
+def numbers(tensor: Tensor | None, *axes: int | None) -> bytes:
+    """Filters, codes or a basis: where their rows, tokens, heads and taps are; None: they have none."""
+    if tensor is None:
+        return _NUMBERS.pack(0, 0, 0, 0, 0, 0)
+    strides = tensor.stride()
+    chosen = [0 if axis is None else strides[axis] for axis in axes]
+    return _NUMBERS.pack(tensor.data_ptr(), _DTYPES[tensor.dtype], *chosen)
+
+
+def rows(tensor: Tensor) -> bytes:
+    """A tensor [B, T, D] beside x."""
+    return _ROWS.pack(*_place(tensor))
+
+
+def kinds(tensor: Tensor, output: Tensor) -> tuple[int, int]:
+    """The dtypes of what is summed and of the output, as the kernels number them."""
+    return _DTYPES[tensor.dtype], _DTYPES[output.dtype]
+
+
+def storage(x: Tensor, state: Tensor | None, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which kernels read x, what came before it, and gradients; `dtype` is that of computation."""
+    alike = compute_dtype(x) == dtype and (state is None or state.dtype == x.dtype)
+    return x.dtype if alike else dtype
+
+
+def stored(tensor: Tensor | None, dtype: torch.dtype) -> Any:
+    """The tensor as kernels read it: in this dtype, its channels one after the other."""
+    if tensor is None:
+        return None
+    tensor = tensor if tensor.dtype == dtype else tensor.to(dtype)
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 else tensor.contiguous()
 
 
-def flat(tensor: Tensor) -> np.ndarray:
-    """The memory of a tensor from its first to its last element, as one array that its strides index."""
-    extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else 0
-    return np.asarray(_Memory(tensor.detach(), extent)) if extent else np.empty(0, _KINDS[tensor.dtype])
+def computed(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The tensor in the dtype of computation, without gaps."""
+    return None if tensor is None else tensor.to(dtype).contiguous()
 
 
-_KINDS = {torch.float32: "<f4", torch.float64: "<f8"}
+def checked_ends(cu_seqlens: Tensor | None, length: int) -> Tensor | None:
+    """Ends of packed sequences as kernels read them.
 
-
-class _Memory:
-    """Elements of a tensor, which lives as long as an array of them.
-
-    Not `Tensor.numpy()`, which fixes the size of the storage for good: FSDP frees and allocates those of parameters.
+    Raises:
+        ValueError: they do not fit the tokens.
     """
-
-    def __init__(self, tensor: Tensor, extent: int):
-        self.tensor = tensor
-        data = (tensor.data_ptr(), False)
-        self.__array_interface__ = {"data": data, "shape": (extent,), "typestr": _KINDS[tensor.dtype], "version": 3}
+    return None if cu_seqlens is None else torch.tensor(sequence_ends(cu_seqlens, length))
 
 
-def optional(tensor: Tensor | None, like: Tensor) -> np.ndarray:
-    """The elements of a tensor in order, or an empty array, in the dtype of `like`."""
-    return flat(like.new_empty(0) if tensor is None else tensor.detach().to(like.dtype).contiguous())
+def groups(tokens: int, width: int) -> int:
+    """How many partial sums of gradients over tokens there are: it depends on sizes alone, and so do the bits."""
+    return max(1, min(64, tokens // max(1, 20 * width)))
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _place(tensor: Tensor | None) -> tuple[int, ...]:
+    return _NONE if tensor is None else (tensor.data_ptr(), *tensor.stride()[:2])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..options import Options
 from .runtime import ceil_div, chunks, contiguous, kernel, launch, launch_options, power_of_two
+from .taps import expand
 from .tiles import finish, input_rows, load, locate, store_gradient
 
 TOKENS, CHANNELS = 16, 128  # of a tile
@@ -33,11 +34,11 @@ def _tile(H: int, C: int, limit: int = CHANNELS) -> _Tile:
 
 
 def forward(
-    x: Tensor, filters: Tensor, taps: Tensor | None, bias: Tensor | None, state: Tensor | None,
+    x: Tensor, filters: Tensor, static: Tensor | None, bias: Tensor | None, state: Tensor | None,
     cu_seqlens: Tensor | None, options: Options, dtype: torch.dtype, grad: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """The operator with filters [B, T, H, W] plus taps [W, D]; with `grad` the gradient of the sum behind SiLU."""
-    D, (H, W) = x.shape[2], filters.shape[2:]
+    """The operator with filters [B, T, H, W] plus static [Hs, W]; with `grad` the gradient of the sum behind SiLU."""
+    D, (H, W), taps = x.shape[2], filters.shape[2:], expand(static, x.shape[2], dtype)
     out = x.new_empty(x.shape, dtype=x.dtype if grad is None else dtype)
     parts, tile = chunks(x, cu_seqlens, TOKENS), _tile(H, D // H)
     launch(
@@ -50,11 +51,11 @@ def forward(
 
 
 def backward(
-    dz: Tensor, grad: Tensor, x: Tensor, filters: Tensor, taps: Tensor | None, state: Tensor | None,
+    dz: Tensor, grad: Tensor, x: Tensor, filters: Tensor, static: Tensor | None, state: Tensor | None,
     cu_seqlens: Tensor | None, options: Options, dtype: torch.dtype, of_inputs: bool, of_filters: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Gradients of x, of the filters [B, T, H, W] and of the state."""
-    D, (H, W) = x.shape[2], filters.shape[2:]
+    D, (H, W), taps = x.shape[2], filters.shape[2:], expand(static, x.shape[2], dtype)
     dx = x.new_empty(x.shape) if of_inputs else None
     dstate = state.new_zeros(state.shape) if of_inputs and state is not None else None
     df = filters.new_empty(filters.shape) if of_filters else None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..options import Options
 from .runtime import INTERPRETED, ceil_div, chunks, contiguous, kernel, launch, launch_options, power_of_two
+from .taps import expand
 from .tiles import finish, input_rows, load, locate, store_gradient
 
 TOKENS, CHANNELS = 64, 64  # of a tile
@@ -25,11 +26,11 @@ OPERANDS = 16384  # bytes of a matrix operand, at most: two of them have to fit 
 
 
 def forward(
-    x: Tensor, codes: Tensor, basis: Tensor, taps: Tensor | None, bias: Tensor | None, state: Tensor | None,
+    x: Tensor, codes: Tensor, basis: Tensor, static: Tensor | None, bias: Tensor | None, state: Tensor | None,
     cu_seqlens: Tensor | None, options: Options, dtype: torch.dtype, grad: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """The operator, taps [W, D] added to the filters; with `grad` the gradient of the sum behind SiLU, in `dtype`."""
-    D, (R, _, W) = x.shape[2], basis.shape
+    """The operator, static [Hs, W] added to the filters; with `grad` the gradient of the sum behind SiLU."""
+    D, (R, _, W), taps = x.shape[2], basis.shape, expand(static, x.shape[2], dtype)
     out = x.new_empty(x.shape, dtype=x.dtype if grad is None else dtype)
     codes, packed = _operands(codes, basis)
     tokens, channels = _tile(codes)
@@ -44,11 +45,11 @@ def forward(
 
 
 def backward(
-    dz: Tensor, grad: Tensor, x: Tensor, codes: Tensor, basis: Tensor, taps: Tensor | None, state: Tensor | None,
+    dz: Tensor, grad: Tensor, x: Tensor, codes: Tensor, basis: Tensor, static: Tensor | None, state: Tensor | None,
     cu_seqlens: Tensor | None, options: Options, dtype: torch.dtype, of_inputs: bool, of_filters: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Gradients of x, codes, basis and the state."""
-    (B, T, D), (R, _, W) = x.shape, basis.shape
+    (B, T, D), (R, _, W), taps = x.shape, basis.shape, expand(static, x.shape[2], dtype)
     ranks = power_of_two(R, 16)
     # Codes and basis in fp16 or bf16 are exact in tf32; products of x and the gradient keep 11 bits.
     exact = torch.float32 in (codes.dtype, basis.dtype) or codes.dtype != basis.dtype or torch.version.hip is not None

@@ -1,11 +1,13 @@
 """Depthwise convolution with the same filters for every token, in Triton."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..options import Options
 from .runtime import ceil_div, chunks, contiguous, kernel, launch, launch_options, power_of_two
+from .taps import collapse, expand
 from .tiles import finish, input_rows, load, locate, store_gradient
 
 TOKENS, CHANNELS = 32, 64  # of a tile
@@ -13,12 +15,12 @@ PROGRAMS = 1024  # of the backward pass, where there are so many tokens; each ke
 
 
 def forward(
-    x: Tensor, taps: Tensor, bias: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None, options: Options,
-    grad: Tensor | None = None,
+    x: Tensor, filters: Tensor, bias: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None, options: Options,
+    dtype: torch.dtype, grad: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """The operator with taps [W, D]; with `grad` the gradient of the sum behind SiLU instead, in fp32."""
-    D, W = x.shape[2], taps.shape[0]
-    out = x.new_empty(x.shape, dtype=x.dtype if grad is None else taps.dtype)
+    """The operator with filters [H, W]; with `grad` the gradient of the sum behind SiLU instead, in fp32."""
+    D, W, taps = x.shape[2], filters.shape[1], expand(filters, x.shape[2], dtype)
+    out = x.new_empty(x.shape, dtype=x.dtype if grad is None else dtype)
     parts, block = chunks(x, cu_seqlens, TOKENS), power_of_two(D, 16, CHANNELS)
     launch(
         _forward, parts.count * ceil_div(D, block), x, out, x, x.stride(), taps, contiguous(state),
@@ -29,25 +31,25 @@ def forward(
 
 
 def backward(
-    dz: Tensor, grad: Tensor, x: Tensor, taps: Tensor, state: Tensor | None, cu_seqlens: Tensor | None,
-    options: Options, of_inputs: bool, of_filters: bool,
+    dz: Tensor, grad: Tensor, x: Tensor, filters: Tensor, state: Tensor | None, cu_seqlens: Tensor | None,
+    options: Options, dtype: torch.dtype, of_inputs: bool, of_filters: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Gradients of x, of the taps [W, D] and of the state, from those of the sum, `dz`, and of the output, `grad`."""
-    D, W = x.shape[2], taps.shape[0]
+    """Gradients of x, of the filters and of the state, from those of the sum, `dz`, and of the output, `grad`."""
+    D, W, taps = x.shape[2], filters.shape[1], expand(filters, x.shape[2], dtype)
     dx = x.new_empty(x.shape) if of_inputs else None
     dstate = state.new_zeros(state.shape) if of_inputs and state is not None else None
     parts, block = chunks(x, cu_seqlens, TOKENS), power_of_two(D, 16, CHANNELS)
     blocks = ceil_div(D, block)
     each = ceil_div(parts.count, max(1, PROGRAMS // blocks))
     programs = ceil_div(parts.count, each)
-    partial = taps.new_empty(programs, W, D) if of_filters else None
+    partial = x.new_empty(programs, W, D, dtype=dtype) if of_filters else None
     launch(
         _backward, programs * blocks, x, dx, dstate, partial, dz, dz.stride(), grad, grad.stride(), x,
         x.stride(), taps, contiguous(state), parts.table, parts.length, parts.count, each, options.left, options.scale,
         D, W, power_of_two(W), options.residual, TOKENS, power_of_two(W - 1), block, **launch_options(TOKENS * block),
     )  # fmt: skip
-    dtaps = taps.new_empty(0) if partial is None else partial.sum(0) * options.scale
-    return x.new_empty(0) if dx is None else dx, dtaps, dstate
+    df = x.new_empty(0) if partial is None else collapse(partial.sum(0) * options.scale, filters)
+    return x.new_empty(0) if dx is None else dx, df, dstate
 
 
 @kernel

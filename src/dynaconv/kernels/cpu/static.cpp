@@ -1,0 +1,83 @@
+// Depthwise convolution with the same filters for every token:
+//
+//   sum[t, d] = sum_w taps[w, d] * x[t + w - left, d]
+//
+// The gradient of x is the same sum over the gradient dz of the sum, with the taps reversed and left = W - 1 - left.
+#include "tiles.h"
+
+namespace dynaconv {
+namespace {
+
+template <class I, class S> void convolve(const Call& call, const Numbers& filters, i64 H, bool reversed) {
+  using C = Compute<S>;
+  constexpr int L = LANES<C>;
+  const i64 stride = (call.D + L - 1) / L * L, W = call.W;
+  Scratch<C> taps(W * stride);
+  fill_taps<C>(taps, filters, H, call, stride, reversed);
+  const std::vector<Block> blocks = blocks_of(call);
+  for_each(blocks.size(), blocks.empty() ? 0 : blocks[0].tokens() * call.D * W / L, [&](i64 i) {
+    const Block& block = blocks[i];
+    Scratch<C> panel((block.tokens() + W - 1) * CHUNK);
+    for (i64 d = 0; d < call.D; d += CHUNK) {
+      const i64 n = std::min<i64>(CHUNK, call.D - d);
+      fill_panel<I, C>(panel, call, call.x, call.past, block, block.first - call.left, block.tokens() + W - 1, d, n);
+      for_tiles<4, 2, C>(block.tokens(), n, [&](auto tokens, auto vectors, i64 t, i64 c) {
+        Vec<C> z[tokens][vectors] = {};
+        for (i64 w = 0; w < W; ++w)
+          for (int v = 0; v < vectors; ++v) {
+            const Vec<C> f = load(taps + w * stride + d + c + v * L);
+            for (int a = 0; a < tokens; ++a) z[a][v] += f * load(panel + (t + a + w) * CHUNK + c + v * L);
+          }
+        for (int a = 0; a < tokens; ++a)
+          for (int v = 0; v < vectors; ++v)
+            finish<S>(call, z[a][v], block, block.first + t + a, d + c + v * L, n - c - v * L);
+      });
+    }
+  });
+}
+
+// partial[g, w, d] = sum of dz[t, d] * x[t + w - left, d] over the tokens t of the blocks of group g.
+template <class Z, class S> void gradient(const Call& call, const Rows& dz, Compute<S>* partial, i64 groups) {
+  using C = Compute<S>;
+  constexpr int L = LANES<C>;
+  const i64 W = call.W, chunks = (call.D + CHUNK - 1) / CHUNK;
+  const std::vector<Block> blocks = blocks_of(call);
+  const i64 count = blocks.size();
+  for_each(groups * chunks, count / groups * 64 * CHUNK * W / L, [&](i64 i) {
+    const i64 group = i / chunks, d = i % chunks * CHUNK, n = std::min<i64>(CHUNK, call.D - d);
+    Scratch<C> x((64 + W) * CHUNK), y(64 * CHUNK), total(W * CHUNK);
+    std::fill_n(total.data, W * CHUNK, C{});
+    for (i64 b = count * group / groups; b < count * (group + 1) / groups; ++b) {
+      const Block& block = blocks[b];
+      fill_panel<S, C>(x, call, call.x, call.past, block, block.first - call.left, block.tokens() + W - 1, d, n);
+      fill_panel<Z, C>(y, call, dz, {}, block, block.first, block.tokens(), d, n);
+      for_tiles<8, 1, C>(W, n, [&](auto taps, auto, i64 w, i64 c) {
+        Vec<C> sum[taps];
+        for (int a = 0; a < taps; ++a) sum[a] = load(total + (w + a) * CHUNK + c);
+        for (i64 t = 0; t < block.tokens(); ++t) {
+          const Vec<C> g = load(y + t * CHUNK + c);
+          for (int a = 0; a < taps; ++a) sum[a] += g * load(x + (t + w + a) * CHUNK + c);
+        }
+        for (int a = 0; a < taps; ++a) store(total + (w + a) * CHUNK + c, sum[a]);
+      });
+    }
+    for (i64 w = 0; w < W; ++w) std::copy_n(total + w * CHUNK, n, partial + (group * W + w) * call.D + d);
+  });
+}
+
+}  // namespace
+}  // namespace dynaconv
+
+using namespace dynaconv;
+
+EXPORT void dynaconv_static(const Call* call, const Numbers* filters, i64 H, i64 input, i64 output, i64 reversed) {
+  dispatch(input, output, [&](auto i, auto s) { convolve<decltype(i), decltype(s)>(*call, *filters, H, reversed); });
+  move_on(*call);
+}
+
+EXPORT void dynaconv_static_gradient(const Call* call, const Rows* dz, void* partial, i64 groups, i64 input, i64 output) {
+  dispatch(input, output, [&](auto z, auto s) {
+    using S = decltype(s);
+    gradient<decltype(z), S>(*call, *dz, static_cast<Compute<S>*>(partial), groups);
+  });
+}

@@ -1,0 +1,219 @@
+// What the operators share: sequences cut into blocks of tokens, panels of their inputs, and what follows the sum.
+//
+// Dims: B batch, T tokens, D channels, H filters (C = D / H consecutive channels share one), W taps, N sequences.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#include "vector.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace dynaconv {
+
+using i64 = int64_t;
+template <int N> using Constant = std::integral_constant<int, N>;
+
+constexpr int CHUNK = 64;  // channels of a panel: a window of rows stays in the L1 cache
+
+// A tensor [rows, tokens, channels] with a stride of 1 in its channels; data is null where there is none.
+struct Rows {
+  const void* data;
+  i64 row, token;
+};
+
+// Numbers of any dtype, [..., heads, taps] with any strides: filters, codes and the basis.
+struct Numbers {
+  const void* data;
+  i64 dtype, row, token, head, tap;
+};
+
+// What every operator is given. The output is scale * (activation(sum + bias) + residual), or where `grad`, the
+// gradient of the output, is given, the gradient of the sum: a tensor in the dtype of computation.
+struct Call {
+  Rows x, residual, grad, past;  // past: [M, W-1, D], the inputs before each sequence
+  const i64 *indices, *ends;     // [N] rows of `past`, negative for none; [N + 1] ends of packed sequences
+  const void* bias;              // [D], in the dtype of computation
+  void *out, *out_past;          // [B, T, D], and for gradients [N, W-1, D], that of `past`
+  i64 B, T, D, W, N, left, silu;
+  double scale;
+  Rows buffer;  // [M, size, D] numbers of `bytes`: moves on to the last inputs of every sequence behind the operator
+  i64 size, bytes;
+};
+
+// Tokens first..last-1 of the `length` tokens of a sequence, which begins at token `start` of row `row` of the batch.
+struct Block {
+  i64 sequence, row, start, length, first, last;
+  i64 tokens() const { return last - first; }
+};
+
+using Body = void (*)(i64, i64, void*);
+using ParallelFor = int32_t (*)(i64 begin, i64 end, i64 grain, Body, void*);
+extern ParallelFor parallel_for;  // torch's own pool of threads
+
+// Calls function(i) for i in 0..count-1, on all threads where there is enough to do; `cost` is in operations.
+template <class F> void for_each(i64 count, i64 cost, const F& function) {
+  const Body body = [](i64 begin, i64 end, void* context) {
+    for (i64 i = begin; i < end; ++i) (*static_cast<const F*>(context))(i);
+  };
+  constexpr i64 WORTH = 1 << 17;  // operations that pay for waking a thread
+  void* context = const_cast<F*>(&function);
+  if (count < 2 || count * cost < 2 * WORTH || parallel_for == nullptr)
+    body(0, count, context);
+  else
+    parallel_for(0, count, std::max<i64>(1, WORTH / std::max<i64>(1, cost)), body, context);
+}
+
+// The blocks of all sequences; they depend on sizes alone, so that sums are the same for any number of threads.
+inline std::vector<Block> blocks_of(const Call& call, i64 limit = 64) {
+  const i64 size = std::max<i64>(8, std::min<i64>(limit, call.B * call.T / 32));
+  std::vector<Block> blocks;
+  for (i64 n = 0; n < call.N; ++n) {
+    const i64 start = call.ends ? call.ends[n] : 0, length = call.ends ? call.ends[n + 1] - start : call.T;
+    for (i64 first = call.out_past ? 1 - call.W : 0; first < length; first += size)
+      blocks.push_back({n, call.ends ? 0 : n, start, length, first, std::min(length, first + size)});
+  }
+  return blocks;
+}
+
+template <class C> struct Scratch {
+  explicit Scratch(i64 size) : data(static_cast<C*>(std::aligned_alloc(64, (size * sizeof(C) + 63) / 64 * 64 + 64))) {}
+  ~Scratch() { std::free(data); }
+  Scratch(const Scratch&) = delete;
+  operator C*() const { return data; }
+  C* data;
+};
+
+// Channels d..d+n-1 of tokens first.. of a sequence, [count][CHUNK]; 0 outside it, but for what came before it.
+template <class I, class C>
+void fill_panel(C* panel, const Call& call, const Rows& x, const Rows& past, const Block& block, i64 first, i64 count,
+                i64 d, i64 n) {
+  constexpr int L = LANES<C>;
+  const i64 row = call.indices ? call.indices[block.sequence] : block.sequence;
+  for (i64 i = 0; i < count; ++i, panel += CHUNK) {
+    const i64 t = first + i;
+    const I* p = nullptr;
+    if (t >= 0 && t < block.length)
+      p = static_cast<const I*>(x.data) + block.row * x.row + (block.start + t) * x.token + d;
+    else if (t < 0 && past.data && row >= 0)
+      p = static_cast<const I*>(past.data) + row * past.row + (t + call.W - 1) * past.token + d;
+    i64 c = 0;
+    if (p)
+      for (; c + L <= n; c += L) store(panel + c, load(p + c));
+    for (; c < n; c += L) store(panel + c, p ? load(p + c, n - c) : Vec<C>{});
+  }
+}
+
+// How dtypes are numbered: 0 fp32, 1 fp64, 2 bf16, 3 fp16.
+constexpr i64 dtype_of(float) { return 0; }
+constexpr i64 dtype_of(double) { return 1; }
+
+// Reads `count` numbers of one tensor, `step` apart.
+template <class C> void read(C* to, const Numbers& from, i64 offset, i64 step, i64 count) {
+  const auto copy = [&](const auto* p) {
+    for (i64 i = 0; i < count; ++i) to[i] = scalar(p + offset + i * step);
+  };
+  switch (from.dtype) {
+    case 0: return copy(static_cast<const float*>(from.data));
+    case 1: return copy(static_cast<const double*>(from.data));
+    case 2: return copy(static_cast<const bf16*>(from.data));
+    default: return copy(static_cast<const fp16*>(from.data));
+  }
+}
+
+// Static filters [H, W] as taps, [W][padded D]: one row of channels for every tap; reversed, for gradients.
+template <class C> void fill_taps(C* taps, const Numbers& filters, i64 H, const Call& call, i64 stride, bool reversed) {
+  if (H == call.D) {
+    for (i64 w = 0; w < call.W; ++w)
+      read<C>(taps + w * stride, filters, (reversed ? call.W - 1 - w : w) * filters.tap, filters.head, H);
+    return;
+  }
+  Scratch<C> filter(call.W);
+  for (i64 h = 0, size = call.D / H; h < H; ++h) {
+    read<C>(filter, filters, h * filters.head, filters.tap, call.W);
+    for (i64 w = 0; w < call.W; ++w)
+      std::fill_n(taps + w * stride + h * size, size, filter[reversed ? call.W - 1 - w : w]);
+  }
+}
+
+// Tiles of TT tokens and NV vectors of channels, or fewer at the ends: tile(Constant tokens, Constant vectors, t, c).
+template <int TT, int NV, class C, class F> inline void for_tiles(i64 tokens, i64 n, const F& tile) {
+  i64 c = 0;
+  const auto column = [&](auto vectors) {
+    i64 t = 0;
+    for (; t + TT <= tokens; t += TT) tile(Constant<TT>{}, vectors, t, c);
+    for (; t < tokens; ++t) tile(Constant<1>{}, vectors, t, c);
+  };
+  for (; c + NV * LANES<C> <= n; c += NV * LANES<C>) column(Constant<NV>{});
+  for (; c < n; c += LANES<C>) column(Constant<1>{});
+}
+
+inline Vec<float> exponential(Vec<float> x) {
+  using Int = VectorOf<int32_t, LANES<float>>::type;
+  x = x > 104.0f ? Vec<float>{} + 104.0f : x;
+  x = x < -104.0f ? Vec<float>{} - 104.0f : x;
+  const Vec<float> magic = Vec<float>{} + 12582912.0f;  // what is added to it is rounded to an integer
+  const Vec<float> n = (x * 1.44269504088896341f + magic) - magic;
+  const Vec<float> r = (x - n * 0.693145751953125f) - n * 1.42860682030941723212e-6f;
+  Vec<float> p = Vec<float>{} + 1.9841270e-4f;
+  for (const float factor : {1.3888889e-3f, 8.3333333e-3f, 4.1666667e-2f, 1.6666667e-1f, 0.5f, 1.0f, 1.0f})
+    p = p * r + factor;
+  const Int whole = __builtin_convertvector(n, Int), half = whole >> 1;
+  const auto power = [](Int e) { return bits_as<Vec<float>>((e + 127) << 23); };
+  return p * power(half) * power(whole - half);  // in two steps, for subnormal and infinite results
+}
+inline Vec<double> exponential(Vec<double> x) {
+  for (int i = 0; i < LANES<double>; ++i) x[i] = std::exp(x[i]);
+  return x;
+}
+
+// What follows the sum z of channels d..d+count-1 of a token.
+template <class S>
+inline void finish(const Call& call, Vec<Compute<S>> z, const Block& block, i64 t, i64 d, i64 count) {
+  using C = Compute<S>;
+  const auto put = [&](auto* p, Vec<C> v) { count >= LANES<C> ? store(p, v) : store(p, v, count); };
+  const auto get = [&](const auto* p) { return count >= LANES<C> ? load(p) : load(p, count); };
+  const auto at = [&](const Rows& x) {
+    return get(static_cast<const S*>(x.data) + block.row * x.row + (block.start + t) * x.token + d);
+  };
+  if (t < 0)
+    return put(static_cast<C*>(call.out_past) + (block.sequence * (call.W - 1) + call.W - 1 + t) * call.D + d,
+               z * static_cast<C>(call.scale));
+  const i64 place = (block.row * call.T + block.start + t) * call.D + d;
+  if (call.indices && call.indices[block.sequence] < 0) return put(static_cast<S*>(call.out) + place, Vec<C>{});
+  if (call.bias) z += get(static_cast<const C*>(call.bias) + d);
+  const Vec<C> gate = call.silu ? 1 / (1 + exponential(-z)) : Vec<C>{} + 1;
+  if (call.grad.data) return put(static_cast<C*>(call.out) + place, at(call.grad) * gate * (1 + z * (1 - gate)));
+  z *= gate;
+  if (call.residual.data) z += at(call.residual);
+  put(static_cast<S*>(call.out) + place, z * static_cast<C>(call.scale));
+}
+
+inline void move_on(const Call& call) {
+  if (!call.buffer.data) return;
+  const i64 width = call.D * call.bytes, step = call.buffer.token * call.bytes;
+  for_each(call.N, call.size * call.D, [&](i64 n) {
+    const i64 row = call.indices ? call.indices[n] : n, start = call.ends ? call.ends[n] : 0;
+    const i64 length = call.ends ? call.ends[n + 1] - start : call.T, kept = std::max<i64>(0, call.size - length);
+    if (row < 0 || length == 0) return;
+    char* to = static_cast<char*>(const_cast<void*>(call.buffer.data)) + row * call.buffer.row * call.bytes;
+    const char* x = static_cast<const char*>(call.x.data) + (call.ends ? 0 : n) * call.x.row * call.bytes;
+    for (i64 i = 0; i < kept; ++i) std::memcpy(to + i * step, to + (i + length) * step, width);
+    for (i64 i = kept; i < call.size; ++i)
+      std::memcpy(to + i * step, x + (start + length - call.size + i) * call.x.token * call.bytes, width);
+  });
+}
+
+// Runs a template for the dtypes of what is summed and of the output.
+template <class F> void dispatch(i64 input, i64 output, const F& run) {
+  if (output == 0) return run(float{}, float{});
+  if (output == 1) return run(double{}, double{});
+  if (output == 2) return input == 0 ? run(float{}, bf16{}) : run(bf16{}, bf16{});
+  return input == 0 ? run(float{}, fp16{}) : run(fp16{}, fp16{});
+}
+
+}  // namespace dynaconv
