@@ -72,6 +72,20 @@ def test_gradients_do_not_depend_on_threads(kind):
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("tokens", [1, 7, 8])
+@pytest.mark.parametrize("width", [3, 4])
+def test_few_tokens_of_low_rank(tokens, width):
+    """The basis is read where it lies, instead of packed, for fewer than eight tokens and four taps."""
+    leaves = torch.randn(1, tokens, D), torch.randn(1, tokens, 5), torch.randn(D, 5, width)
+    results = []
+    for name in ("cpu", "reference"):
+        x, codes, basis = (leaf.clone().requires_grad_() for leaf in leaves)
+        with dynaconv.backend(name):
+            y = dynaconv.lowrank_conv(x, codes, basis.transpose(0, 1), activation="silu")
+        results.append((y, *torch.autograd.grad(y.square().sum(), [x, codes, basis])))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
 def test_rows_of_a_buffer_without_a_sequence():
     x, filters, state = torch.randn(3, 2, 8), torch.randn(8, 3), torch.randn(4, 3, 8)
     before, indices = state.clone(), torch.tensor([2, -1, 0])

@@ -1,4 +1,4 @@
-"""Compiles the kernels: `python -m dynaconv.kernels.cpu.build`, and what happens when the package is built."""
+"""Compiles the kernels: when the package is built, and by `python -m dynaconv.kernels.cpu`."""
 
 import hashlib
 import os
@@ -76,7 +76,3 @@ def _run(command: list[str]) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)}: {result.stderr.strip()}")
-
-
-if __name__ == "__main__":
-    print("\n".join(map(str, build())))

@@ -23,9 +23,9 @@ template <class C> struct Packed {
   const C* const unpacked;              // null where the basis is packed
   Scratch<C> basis, taps;
 
-  Packed(const Call& call, const Filters& f)
+  Packed(const Call& call, const Filters& f, bool always = false)
       : R(f.R), W(call.W), D(call.D), stride((call.D + L - 1) / L * L), channel(f.basis.head),
-        unpacked(call.B * call.T < 8 && W == 4 && f.basis.tap == 1 && f.basis.row == 4 &&
+        unpacked(!always && call.B * call.T < 8 && W == 4 && f.basis.tap == 1 && f.basis.row == 4 &&
                          f.basis.dtype == dtype_of(C{})
                      ? static_cast<const C*>(f.basis.data)
                      : nullptr),
@@ -175,7 +175,7 @@ void gradient(const Call& call, const Rows& dz, const Filters& f, Compute<S>* dc
   using C = Compute<S>;
   constexpr int L = LANES<C>;
   const i64 W = call.W, R = f.R;
-  const Packed<C> packed(call, f);
+  const Packed<C> packed(call, f, true);
   const std::vector<Block> blocks = blocks_of(call, 32);
   const i64 total = blocks.size();
   for_each(groups, total / groups * 32 * call.D * (2 * R + 1) * W / L, [&](i64 group) {

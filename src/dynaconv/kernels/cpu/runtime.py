@@ -46,7 +46,7 @@ def library() -> ctypes.CDLL:
     prefix = f"dynaconv-{digest()}-"
     found = {path.stem.removeprefix(prefix): path for path in sorted(LIBRARIES.glob(f"{prefix}*.so"))}
     if not found:
-        raise OSError("they are not compiled; with a C++ compiler, python -m dynaconv.kernels.cpu.build does it")
+        raise OSError("they are not compiled; with a C++ compiler, python -m dynaconv.kernels.cpu does it")
     lowest = ctypes.CDLL(str(next(iter(found.values()))))
     level = os.environ.get("DYNACONV_CPU") or f"v{lowest.dynaconv_level()}"
     if level not in found and len(found) == 1 and "DYNACONV_CPU" not in os.environ:
