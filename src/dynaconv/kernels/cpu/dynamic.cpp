@@ -37,6 +37,23 @@ template <class I, class S> void convolve(const Call& call, const Filters& f) {
   for_each(blocks.size(), blocks.empty() ? 0 : blocks[0].tokens() * call.D * W / L, [&](i64 i) {
     const Block& block = blocks[i];
     const i64 count = block.tokens(), most = std::min<i64>(CHUNK, call.D) / size + 2;
+    if (W <= FEW && whole) {
+      const Window<I> x(call, call.x, call.past, block, block.first - call.left, count + W - 1);
+      C filter[FEW];
+      for (i64 t = 0; t < count; ++t)
+        for (i64 h = 0; h < f.H; ++h) {
+          fill_filter<C>(filter, call, f, block, block.first + t, h);
+          for (i64 d = h * size; d < (h + 1) * size; d += L) {
+            Vec<C> z = {};
+            for (i64 w = 0; w < W; ++w) {
+              const Vec<C> s = f.taps.data ? load(taps + w * stride + d) : Vec<C>{};
+              z += (s + filter[w]) * load(x.rows[t + w] + d);
+            }
+            finish<S>(call, z, block, block.first + t, d, L);
+          }
+        }
+      return;
+    }
     Scratch<C> panel((count + W - 1) * CHUNK), own(most * count * W), spread(whole ? 0 : W * CHUNK);
     for (i64 d = 0; d < call.D; d += CHUNK) {
       const i64 n = std::min<i64>(CHUNK, call.D - d), head = d / size, heads = (d + n - 1) / size - head + 1;
@@ -83,6 +100,21 @@ template <class Z, class S> void gradient(const Call& call, const Rows& dz, Comp
   for_each(blocks.size(), blocks.empty() ? 0 : blocks[0].tokens() * call.D * W / L, [&](i64 i) {
     const Block& block = blocks[i];
     const i64 count = block.tokens();
+    if (W <= FEW) {
+      const Window<S> x(call, call.x, call.past, block, block.first - call.left, count + W - 1);
+      const Window<Z> y(call, dz, {}, block, block.first, count);
+      for (i64 t = 0; t < count; ++t)
+        for (i64 h = 0; h < H; ++h)
+          for (i64 w = 0; w < W; ++w) {
+            Vec<C> sum = {};
+            for (i64 d = h * size; d < (h + 1) * size; d += L)
+              sum += load_some(y.rows[t] + d, (h + 1) * size - d) * load_some(x.rows[t + w] + d, (h + 1) * size - d);
+            C total = 0;
+            for (int lane = 0; lane < L; ++lane) total += sum[lane];
+            out[((block.row * call.T + block.start + block.first + t) * H + h) * W + w] = total * static_cast<C>(call.scale);
+          }
+      return;
+    }
     Scratch<C> x((count + W) * CHUNK), y(count * CHUNK);
     for (i64 h = 0; h < H; ++h)
       for (i64 d = 0; d < size; d += CHUNK) {

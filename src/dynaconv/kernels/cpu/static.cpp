@@ -17,6 +17,17 @@ template <class I, class S> void convolve(const Call& call, const Numbers& filte
   const std::vector<Block> blocks = blocks_of(call);
   for_each(blocks.size(), blocks.empty() ? 0 : blocks[0].tokens() * call.D * W / L, [&](i64 i) {
     const Block& block = blocks[i];
+    if (W <= FEW) {
+      const Window<I> x(call, call.x, call.past, block, block.first - call.left, block.tokens() + W - 1);
+      for (i64 d = 0; d < call.D; d += PIECE)
+        for (i64 t = 0; t < block.tokens(); ++t)
+          for (i64 c = d; c < std::min(call.D, d + PIECE); c += L) {
+            Vec<C> z = {};
+            for (i64 w = 0; w < W; ++w) z += load(taps + w * stride + c) * load_some(x.rows[t + w] + c, call.D - c);
+            finish<S>(call, z, block, block.first + t, c, call.D - c);
+          }
+      return;
+    }
     Scratch<C> panel((block.tokens() + W - 1) * CHUNK);
     for (i64 d = 0; d < call.D; d += CHUNK) {
       const i64 n = std::min<i64>(CHUNK, call.D - d);
@@ -43,6 +54,33 @@ template <class Z, class S> void gradient(const Call& call, const Rows& dz, Comp
   const i64 W = call.W, chunks = (call.D + CHUNK - 1) / CHUNK;
   const std::vector<Block> blocks = blocks_of(call);
   const i64 count = blocks.size();
+  if (W <= FEW)
+    return for_each(groups, count / groups * 64 * call.D * W / L, [&](i64 group) {
+      C* total = partial + group * W * call.D;
+      std::fill_n(total, W * call.D, C{});
+      for (i64 b = count * group / groups; b < count * (group + 1) / groups; ++b) {
+        const Block& block = blocks[b];
+        const Window<S> x(call, call.x, call.past, block, block.first - call.left, block.tokens() + W - 1);
+        const Window<Z> y(call, dz, {}, block, block.first, block.tokens());
+        for (i64 first = 0; first < block.tokens(); first += PAGES)
+          for_tiles<4, 2, C>(W, call.D, [&](auto taps, auto vectors, i64 w, i64 c) {
+            Vec<C> sum[taps][vectors], g[vectors];
+            const auto place = [&](int a, int v) { return total + (w + a) * call.D + c + v * L; };
+            const i64 n = call.D - c;
+            for (int a = 0; a < taps; ++a)
+              for (int v = 0; v < vectors; ++v) sum[a][v] = load_some(place(a, v), n - v * L);
+            for (i64 t = first; t < std::min(block.tokens(), first + PAGES); ++t) {
+              for (int v = 0; v < vectors; ++v) g[v] = load_some(y.rows[t] + c + v * L, n - v * L);
+              for (int a = 0; a < taps; ++a)
+                for (int v = 0; v < vectors; ++v)
+                  sum[a][v] += g[v] * load_some(x.rows[t + w + a] + c + v * L, n - v * L);
+            }
+            for (int a = 0; a < taps; ++a)
+              for (int v = 0; v < vectors; ++v)
+                n - v * L < L ? store(place(a, v), sum[a][v], n - v * L) : store(place(a, v), sum[a][v]);
+          });
+      }
+    });
   for_each(groups * chunks, count / groups * 64 * CHUNK * W / L, [&](i64 i) {
     const i64 group = i / chunks, d = i % chunks * CHUNK, n = std::min<i64>(CHUNK, call.D - d);
     Scratch<C> x((64 + W) * CHUNK), y(64 * CHUNK), total(W * CHUNK);

@@ -108,6 +108,35 @@ void fill_panel(C* panel, const Call& call, const Rows& x, const Rows& past, con
   }
 }
 
+// For few taps the copy into a panel would not pay. Their windows are pointers to whole rows where these lie, and tokens
+// come before channels, as they do in memory.
+constexpr i64 FEW = 8;       // taps
+constexpr i64 PIECE = 512;   // channels at a time, whose taps and rows stay in the L1 cache
+constexpr i64 PAGES = 16;    // tokens at a time, whose rows the TLB can hold
+
+template <class I> struct Window {
+  Scratch<I> zeros;
+  std::vector<const I*> rows;  // of tokens first..first+count-1
+
+  Window(const Call& call, const Rows& x, const Rows& past, const Block& block, i64 first, i64 count)
+      : zeros(call.D), rows(count, zeros.data) {
+    std::fill_n(zeros.data, call.D, I{});
+    const i64 row = call.indices ? call.indices[block.sequence] : block.sequence;
+    for (i64 i = 0; i < count; ++i) {
+      const i64 t = first + i;
+      if (t >= 0 && t < block.length)
+        rows[i] = static_cast<const I*>(x.data) + block.row * x.row + (block.start + t) * x.token;
+      else if (t < 0 && past.data && row >= 0)
+        rows[i] = static_cast<const I*>(past.data) + row * past.row + (t + call.W - 1) * past.token;
+    }
+  }
+};
+
+// `count` numbers, or a whole vector of them.
+template <class S> inline Vec<Compute<S>> load_some(const S* p, i64 count) {
+  return count >= LANES<Compute<S>> ? load(p) : load(p, count);
+}
+
 // How dtypes are numbered: 0 fp32, 1 fp64, 2 bf16, 3 fp16.
 constexpr i64 dtype_of(float) { return 0; }
 constexpr i64 dtype_of(double) { return 1; }
