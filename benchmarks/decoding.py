@@ -60,9 +60,16 @@ def generation(batch: int, rounds: int, tokens: int = 32) -> dict[str, float]:
     config = LlamaConfig(vocab_size=8000, **sizes)
     models: dict[str, Any] = {"plain": LlamaForCausalLM(config), "grafted": dynaconv.graft(LlamaForCausalLM(config))}
     ids = torch.randint(0, 8000, (batch, 16))
-    options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+    options: dict[str, Any] = {
+        "max_new_tokens": tokens,
+        "min_new_tokens": tokens,
+        "do_sample": False,
+        "pad_token_id": 0,
+    }
     options["attention_mask"] = torch.ones_like(ids)
-    functions = {name: partial(model.eval().generate, ids, **options) for name, model in models.items()}
+    functions: dict[str, Callable[[], Any]] = {
+        name: partial(model.eval().generate, ids, **options) for name, model in models.items()
+    }
     return {name: seconds / tokens * 1e3 for name, seconds in minima(functions, rounds).items()}
 
 
