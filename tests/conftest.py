@@ -21,6 +21,7 @@ else:  # more threads than cores take many times as long; the variable is for pr
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
 
+DYNACONV = (sys.executable, "-m", "dynaconv")
 NUMBERS = {"zwei": "two", "drei": "three", "vier": "four", "fünf": "five"}
 COLOURS = {"rote": "red", "blaue": "blue", "grüne": "green", "weiße": "white"}
 ANIMALS = {"Hunde": "dogs", "Katzen": "cats", "Vögel": "birds", "Pferde": "horses", "Mäuse": "mice"}
@@ -84,8 +85,14 @@ def write_recipe(folder: Path, **sections: dict) -> Path:
 def run_cli(*arguments: object, cache: Path, **options) -> subprocess.CompletedProcess:
     """`dynaconv ARGUMENTS` in a process of its own."""
     environment = {**os.environ, "DYNACONV_CACHE": str(cache)}
-    command = [sys.executable, "-m", "dynaconv", *map(str, arguments)]
+    command = [*DYNACONV, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False, **options)
+
+
+def start_cli(*arguments: object, **options) -> subprocess.Popen:
+    """The same, to be interrupted: also where the tests run in the background, which ignores interrupts."""
+    restore = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    return subprocess.Popen([*DYNACONV, *map(str, arguments)], preexec_fn=restore, **options)
 
 
 def run_on_two_processes(*arguments: object, environment: dict[str, str] | None = None, **options):
@@ -104,12 +111,6 @@ def enable_checkpointing(model, *arguments) -> None:
     """Activation checkpointing, by its older name in transformers before 5.22."""
     name = "activation_checkpointing_enable"
     getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")(*arguments)
-
-
-def start_cli(*arguments: object, **options) -> subprocess.Popen:
-    """The same, to be interrupted: also where the tests run in the background, which ignores interrupts."""
-    command = [sys.executable, "-m", "dynaconv", *map(str, arguments)]
-    return subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options)
 
 
 @pytest.fixture(autouse=True)

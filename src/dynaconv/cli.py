@@ -217,10 +217,9 @@ def _task(task: str, module: str) -> Any:
 
 def _train(arguments: list[str]) -> None:
     task, run = _parse_recipe("train", _TRAIN, arguments, run_options=True)
-    _task(task, "training").train(run.recipe, run.output, resume=run.resume)
-    print(f"model   {run.output}\ncurves  {run.output / 'curves.png'}")
-    if task == "translation":
-        print(f"next    dynaconv evaluate {run.output} {run.output / 'test.tsv'}")
+    training = _task(task, "training")
+    training.train(run.recipe, run.output, resume=run.resume)
+    print(f"model   {run.output}\ncurves  {run.output / 'curves.png'}\nnext    {training.NEXT.format(run=run.output)}")
 
 
 def _data(arguments: list[str]) -> None:

@@ -33,9 +33,7 @@ template <class I, class S> void convolve(const Call& call, const Filters& f) {
   const bool whole = size % L == 0;  // heads: all lanes of a vector share a filter
   Scratch<C> taps(f.taps.data ? W * stride : 0);
   if (f.taps.data) fill_taps<C>(taps, f.taps, f.static_heads, call, stride, f.reversed);
-  const std::vector<Block> blocks = blocks_of(call);
-  for_each(blocks.size(), blocks.empty() ? 0 : blocks[0].tokens() * call.D * W / L, [&](i64 i) {
-    const Block& block = blocks[i];
+  for_blocks(call, call.D * W / L, [&](const Block& block) {
     const i64 count = block.tokens(), most = std::min<i64>(CHUNK, call.D) / size + 2;
     if (W <= FEW && whole) {
       const Window<I> x(call, call.x, call.past, block, block.first - call.left, count + W - 1);
@@ -96,9 +94,7 @@ template <class Z, class S> void gradient(const Call& call, const Rows& dz, Comp
   using C = Compute<S>;
   constexpr int L = LANES<C>;
   const i64 W = call.W, size = call.D / H;
-  const std::vector<Block> blocks = blocks_of(call);
-  for_each(blocks.size(), blocks.empty() ? 0 : blocks[0].tokens() * call.D * W / L, [&](i64 i) {
-    const Block& block = blocks[i];
+  for_blocks(call, call.D * W / L, [&](const Block& block) {
     const i64 count = block.tokens();
     if (W <= FEW) {
       const Window<S> x(call, call.x, call.past, block, block.first - call.left, count + W - 1);

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..options import Options
-from .runtime import Stream, checked_ends, computed, kinds, launch, numbers, rows, storage, stored
+from .runtime import Gradients, Stream, convolve, numbers
 
 
 def forward(
@@ -13,15 +13,8 @@ def forward(
     stream: Stream | None = None,
 ) -> Tensor:  # fmt: skip
     """The operator with filters [B, T, H, W] plus static [Hs, W]; with `grad` the gradient of the sum behind SiLU."""
-    kind = storage(x, state, dtype)
-    inputs = stored(x, kind)
-    out = torch.empty_like(inputs, dtype=inputs.dtype if grad is None else dtype, memory_format=torch.contiguous_format)
-    launch(
-        "dynamic", inputs, out, filters.shape[3], options, *_filters(filters, static), *kinds(inputs, inputs), 0,
-        residual=inputs if options.residual else None, grad=stored(grad, kind), past=stored(state, kind),
-        bias=computed(bias, dtype), ends=checked_ends(cu_seqlens, x.shape[1]), stream=stream,
-    )  # fmt: skip
-    return out.to(x.dtype) if grad is None else out
+    arguments, width = _filters(filters, static), filters.shape[3]
+    return convolve("dynamic", arguments, x, width, bias, state, cu_seqlens, options, dtype, grad, stream)
 
 
 def backward(
@@ -30,23 +23,13 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Gradients of x, of the filters [B, T, H, W] and of the state; those that are not wanted are empty."""
     H, W = filters.shape[2:]
-    kind, ends = storage(x, state, dtype), checked_ends(cu_seqlens, x.shape[1])
-    inputs, z = stored(x, kind), stored(dz, dtype if options.silu else kind)
-    dx, df, dstate = inputs.new_empty(0), inputs.new_empty(0, dtype=dtype), None
+    gradients = Gradients(dz, grad, x, state, cu_seqlens, options, dtype, W)
+    dx, df, dstate = x.new_empty(0), x.new_empty(0, dtype=dtype), None
     if of_inputs:
-        dx = inputs.new_empty(x.shape)
-        dstate = None if state is None else inputs.new_zeros(state.shape, dtype=dtype)
-        launch(
-            "dynamic", z, dx, W, options._replace(silu=False), *_filters(filters, static), *kinds(z, inputs), 1,
-            left=W - 1 - options.left, residual=stored(grad, kind) if options.residual else None, ends=ends,
-            out_past=dstate,
-        )  # fmt: skip
+        dx, dstate = gradients.of_inputs("dynamic", _filters(filters, static), left=W - 1 - options.left)
     if of_filters:
-        df = inputs.new_empty(filters.shape, dtype=dtype)
-        launch(
-            "dynamic_gradient", inputs, None, W, options, rows(z), df.data_ptr(), H, *kinds(z, inputs), ends=ends,
-            past=stored(state, kind),
-        )  # fmt: skip
+        df = x.new_empty(filters.shape, dtype=dtype)
+        gradients.of_filters("dynamic", df.data_ptr(), H)
     return dx.to(x.dtype), df.to(filters.dtype), dstate
 
 

@@ -107,9 +107,7 @@ template <class I, class S> void convolve(const Call& call, const Filters& f) {
   constexpr int L = LANES<C>;
   const i64 W = call.W, R = f.R;
   const Packed<C> packed(call, f);
-  const std::vector<Block> blocks = blocks_of(call);
-  for_each(blocks.size(), blocks.empty() ? 0 : blocks[0].tokens() * call.D * (R + 1) * W / L, [&](i64 i) {
-    const Block& block = blocks[i];
+  for_blocks(call, call.D * (R + 1) * W / L, [&](const Block& block) {
     Scratch<C> panel((block.tokens() + W - 1) * CHUNK), codes(block.tokens() * R);
     fill_codes<C>(codes, f, block, block.first, block.tokens());
     for (i64 d = 0; d < call.D; d += CHUNK) {
@@ -136,9 +134,7 @@ template <class Z, class S> void transpose(const Call& call, const Filters& f) {
   constexpr int L = LANES<C>;
   const i64 W = call.W, R = f.R;
   const Packed<C> packed(call, f);
-  const std::vector<Block> blocks = blocks_of(call);
-  for_each(blocks.size(), blocks.empty() ? 0 : blocks[0].tokens() * call.D * (R + 1) * W / L, [&](i64 i) {
-    const Block& block = blocks[i];
+  for_blocks(call, call.D * (R + 1) * W / L, [&](const Block& block) {
     const i64 count = block.tokens() + W - 1, first = block.first + call.left - (W - 1);
     Scratch<C> panel(count * CHUNK), codes(count * R), products(count * W * L);
     fill_codes<C>(codes, f, block, first, count);

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..options import Options
-from .runtime import Stream, checked_ends, computed, groups, kinds, launch, numbers, rows, storage, stored
+from .runtime import Gradients, Stream, convolve, groups, numbers
 
 
 def forward(
@@ -13,15 +13,8 @@ def forward(
     stream: Stream | None = None,
 ) -> Tensor:  # fmt: skip
     """The operator, static [Hs, W] added to the filters; with `grad` the gradient of the sum behind SiLU instead."""
-    kind = storage(x, state, dtype)
-    inputs = stored(x, kind)
-    out = torch.empty_like(inputs, dtype=inputs.dtype if grad is None else dtype, memory_format=torch.contiguous_format)
-    launch(
-        "lowrank", inputs, out, basis.shape[2], options, *_filters(codes, basis, static), *kinds(inputs, inputs), 0,
-        residual=inputs if options.residual else None, grad=stored(grad, kind), past=stored(state, kind),
-        bias=computed(bias, dtype), ends=checked_ends(cu_seqlens, x.shape[1]), stream=stream,
-    )  # fmt: skip
-    return out.to(x.dtype) if grad is None else out
+    arguments, width = _filters(codes, basis, static), basis.shape[2]
+    return convolve("lowrank", arguments, x, width, bias, state, cu_seqlens, options, dtype, grad, stream)
 
 
 def backward(
@@ -30,25 +23,16 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Gradients of x, codes, basis and the state; those that are not wanted are empty."""
     (B, T, D), (R, _, W) = x.shape, basis.shape
-    kind, ends = storage(x, state, dtype), checked_ends(cu_seqlens, T)
-    inputs, z = stored(x, kind), stored(dz, dtype if options.silu else kind)
-    dx, dcodes, dbasis, dstate = inputs.new_empty(0), codes.new_empty(0), basis.new_empty(0), None
+    gradients = Gradients(dz, grad, x, state, cu_seqlens, options, dtype, W)
+    dx, dcodes, dbasis, dstate = x.new_empty(0), codes.new_empty(0), basis.new_empty(0), None
     if of_inputs:
-        dx = inputs.new_empty(x.shape)
-        dstate = None if state is None else inputs.new_zeros(state.shape, dtype=dtype)
-        launch(
-            "lowrank", z, dx, W, options._replace(silu=False), *_filters(codes, basis, static), *kinds(z, inputs), 1,
-            residual=stored(grad, kind) if options.residual else None, ends=ends, out_past=dstate,
-        )  # fmt: skip
+        dx, dstate = gradients.of_inputs("lowrank", _filters(codes, basis, static))
     if of_filters:
         count = groups(B * T, R * W)
-        dcodes = inputs.new_empty(codes.shape, dtype=dtype)
-        partial = inputs.new_empty(count, R, W, -(-D // 16) * 16, dtype=dtype)
-        launch(
-            "lowrank_gradient", inputs, None, W, options, rows(z), _filters(codes, basis, None)[0], R,
-            dcodes.data_ptr(), partial.data_ptr(), count, partial.shape[3], *kinds(z, inputs),
-            ends=ends, past=stored(state, kind),
-        )  # fmt: skip
+        dcodes = x.new_empty(codes.shape, dtype=dtype)
+        partial = x.new_empty(count, R, W, -(-D // 16) * 16, dtype=dtype)
+        records = _filters(codes, basis, None)[0]
+        gradients.of_filters("lowrank", records, R, dcodes.data_ptr(), partial.data_ptr(), count, partial.shape[3])
         dcodes = dcodes.to(codes.dtype)
         dbasis = (partial.sum(0)[..., :D].transpose(1, 2) * options.scale).to(basis.dtype).contiguous()
     return dx.to(x.dtype), dcodes, dbasis, dstate

@@ -63,28 +63,100 @@ def library() -> ctypes.CDLL:
     return kernels
 
 
-def launch(
+def convolve(
+    kernel: str, filters: tuple, x: Tensor, width: int, bias: Tensor | None, state: Tensor | None,
+    cu_seqlens: Tensor | None, options: Options, dtype: torch.dtype, grad: Tensor | None, stream: Stream | None,
+) -> Tensor:  # fmt: skip
+    """The operator of a kernel; with `grad` the gradient of the sum behind SiLU instead, in `dtype`.
+
+    Args:
+        kernel: its name.
+        filters: its arguments behind the call, up to the dtypes.
+        x: [B, T, D].
+        width: W.
+        bias: [D].
+        state: [N, W-1, D], the inputs before each sequence.
+        cu_seqlens: ends of packed sequences.
+        options: of the operator.
+        dtype: of computation.
+        grad: [B, T, D], gradient of the output.
+        stream: stands for `state`.
+    """
+    kind = _storage(x, state, dtype)
+    inputs = _stored(x, kind)
+    out = inputs.new_empty(x.shape, dtype=kind if grad is None else dtype)
+    _launch(
+        kernel, inputs, out, width, options, *filters, *_kinds(inputs, inputs), 0,
+        residual=inputs if options.residual else None, grad=_stored(grad, kind), past=_stored(state, kind),
+        bias=None if bias is None else bias.to(dtype).contiguous(), ends=_ends(cu_seqlens, x.shape[1]), stream=stream,
+    )  # fmt: skip
+    return out.to(x.dtype) if grad is None else out
+
+
+class Gradients:
+    """What the backward passes share: the tensors as kernels read them, and the gradients of x and of the state.
+
+    Args:
+        dz: [B, T, D], the gradient of the sum.
+        grad: [B, T, D], that of the output.
+        x: [B, T, D].
+        state: [N, W-1, D].
+        cu_seqlens: ends of packed sequences.
+        options: of the operator.
+        dtype: of computation.
+        width: W.
+    """
+
+    def __init__(
+        self, dz: Tensor, grad: Tensor, x: Tensor, state: Tensor | None, cu_seqlens: Tensor | None, options: Options,
+        dtype: torch.dtype, width: int,
+    ):  # fmt: skip
+        self.kind, self.dtype, self.options, self.width = _storage(x, state, dtype), dtype, options, width
+        self.x, self.z = _stored(x, self.kind), _stored(dz, dtype if options.silu else self.kind)
+        self.grad, self.state, self.ends = grad, state, _ends(cu_seqlens, x.shape[1])
+
+    def of_inputs(self, kernel: str, filters: tuple, left: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Gradients of x, and of the state where there is one, by the same kernel with filters the other way round."""
+        dx = self.x.new_empty(self.x.shape)
+        dstate = None if self.state is None else dx.new_zeros(self.state.shape, dtype=self.dtype)
+        _launch(
+            kernel, self.z, dx, self.width, self.options._replace(silu=False), *filters, *_kinds(self.z, dx), 1,
+            left=left, residual=_stored(self.grad, self.kind) if self.options.residual else None, ends=self.ends,
+            out_past=dstate,
+        )  # fmt: skip
+        return dx, dstate
+
+    def of_filters(self, kernel: str, *arguments: Any) -> None:
+        """Write the gradients of filters to the places among the arguments, which follow the call and dz."""
+        _launch(
+            f"{kernel}_gradient", self.x, None, self.width, self.options, _ROWS.pack(*_place(self.z)), *arguments,
+            *_kinds(self.z, self.x), ends=self.ends, past=_stored(self.state, self.kind),
+        )  # fmt: skip
+
+
+def numbers(tensor: Tensor | None, *axes: int | None) -> bytes:
+    """Filters, codes or a basis: where their rows, tokens, heads and taps are; None: they have none."""
+    if tensor is None:
+        return _NUMBERS.pack(0, 0, 0, 0, 0, 0)
+    strides = tensor.stride()
+    chosen = [0 if axis is None else strides[axis] for axis in axes]
+    return _NUMBERS.pack(tensor.data_ptr(), _DTYPES[tensor.dtype], *chosen)
+
+
+def groups(tokens: int, width: int) -> int:
+    """How many partial sums of gradients over tokens there are: it depends on sizes alone, and so do the bits."""
+    return max(1, min(64, tokens // max(1, 20 * width)))
+
+
+def _launch(
     kernel: str, x: Tensor, out: Tensor | None, width: int, options: Options, *arguments: Any, left: int | None = None,
     residual: Tensor | None = None, grad: Tensor | None = None, past: Tensor | None = None, bias: Tensor | None = None,
     ends: Tensor | None = None, out_past: Tensor | None = None, stream: Stream | None = None,
 ) -> None:  # fmt: skip
     """Call a kernel; the tensors are those of `Call` in tiles.h, and live until it returns.
 
-    Args:
-        kernel: name of the function.
-        x: [B, T, D].
-        out: [B, T, D], or nothing.
-        width: W.
-        options: of the operator.
-        *arguments: what follows the call: integers, places of tensors that are written, records of `numbers` or `rows`.
-        left: where it is not that of the options.
-        residual: added behind the activation.
-        grad: gradient of the output.
-        past: the inputs before each sequence.
-        bias: added to the sum.
-        ends: ends of packed sequences, int64.
-        out_past: gradient of `past`.
-        stream: stands for `past`, in the dtype of x.
+    Behind the call stand `arguments`: integers, places of tensors that are written, records. `left` is that of the
+    options unless it is given, and `stream` stands for `past`.
     """
     B, T, D = x.shape
     indices, before, buffer = None, _place(past), (*_NONE, 0, 0)
@@ -101,32 +173,18 @@ def launch(
     getattr(library(), f"dynaconv_{kernel}")(call, *arguments)
 
 
-def numbers(tensor: Tensor | None, *axes: int | None) -> bytes:
-    """Filters, codes or a basis: where their rows, tokens, heads and taps are; None: they have none."""
-    if tensor is None:
-        return _NUMBERS.pack(0, 0, 0, 0, 0, 0)
-    strides = tensor.stride()
-    chosen = [0 if axis is None else strides[axis] for axis in axes]
-    return _NUMBERS.pack(tensor.data_ptr(), _DTYPES[tensor.dtype], *chosen)
-
-
-def rows(tensor: Tensor) -> bytes:
-    """A tensor [B, T, D] beside x."""
-    return _ROWS.pack(*_place(tensor))
-
-
-def kinds(tensor: Tensor, output: Tensor) -> tuple[int, int]:
+def _kinds(tensor: Tensor, output: Tensor) -> tuple[int, int]:
     """The dtypes of what is summed and of the output, as the kernels number them."""
     return _DTYPES[tensor.dtype], _DTYPES[output.dtype]
 
 
-def storage(x: Tensor, state: Tensor | None, dtype: torch.dtype) -> torch.dtype:
+def _storage(x: Tensor, state: Tensor | None, dtype: torch.dtype) -> torch.dtype:
     """The dtype in which kernels read x, what came before it, and gradients; `dtype` is that of computation."""
     alike = compute_dtype(x) == dtype and (state is None or state.dtype == x.dtype)
     return x.dtype if alike else dtype
 
 
-def stored(tensor: Tensor | None, dtype: torch.dtype) -> Any:
+def _stored(tensor: Tensor | None, dtype: torch.dtype) -> Any:
     """The tensor as kernels read it: in this dtype, its channels one after the other."""
     if tensor is None:
         return None
@@ -134,23 +192,9 @@ def stored(tensor: Tensor | None, dtype: torch.dtype) -> Any:
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 else tensor.contiguous()
 
 
-def computed(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The tensor in the dtype of computation, without gaps."""
-    return None if tensor is None else tensor.to(dtype).contiguous()
-
-
-def checked_ends(cu_seqlens: Tensor | None, length: int) -> Tensor | None:
-    """Ends of packed sequences as kernels read them.
-
-    Raises:
-        ValueError: they do not fit the tokens.
-    """
+def _ends(cu_seqlens: Tensor | None, length: int) -> Tensor | None:
+    """Ends of packed sequences as kernels read them; ValueError where they do not fit the tokens."""
     return None if cu_seqlens is None else torch.tensor(sequence_ends(cu_seqlens, length))
-
-
-def groups(tokens: int, width: int) -> int:
-    """How many partial sums of gradients over tokens there are: it depends on sizes alone, and so do the bits."""
-    return max(1, min(64, tokens // max(1, 20 * width)))
 
 
 def _pointer(tensor: Tensor | None) -> int:

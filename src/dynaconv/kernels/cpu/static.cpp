@@ -14,9 +14,7 @@ template <class I, class S> void convolve(const Call& call, const Numbers& filte
   const i64 stride = (call.D + L - 1) / L * L, W = call.W;
   Scratch<C> taps(W * stride);
   fill_taps<C>(taps, filters, H, call, stride, reversed);
-  const std::vector<Block> blocks = blocks_of(call);
-  for_each(blocks.size(), blocks.empty() ? 0 : blocks[0].tokens() * call.D * W / L, [&](i64 i) {
-    const Block& block = blocks[i];
+  for_blocks(call, call.D * W / L, [&](const Block& block) {
     if (W <= FEW) {
       const Window<I> x(call, call.x, call.past, block, block.first - call.left, block.tokens() + W - 1);
       for (i64 d = 0; d < call.D; d += PIECE)
@@ -76,8 +74,7 @@ template <class Z, class S> void gradient(const Call& call, const Rows& dz, Comp
                   sum[a][v] += g[v] * load_some(x.rows[t + w + a] + c + v * L, n - v * L);
             }
             for (int a = 0; a < taps; ++a)
-              for (int v = 0; v < vectors; ++v)
-                n - v * L < L ? store(place(a, v), sum[a][v], n - v * L) : store(place(a, v), sum[a][v]);
+              for (int v = 0; v < vectors; ++v) store_some(place(a, v), sum[a][v], n - v * L);
           });
       }
     });

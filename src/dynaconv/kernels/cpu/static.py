@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..options import Options
-from .runtime import Stream, checked_ends, computed, groups, kinds, launch, numbers, rows, storage, stored
+from .runtime import Gradients, Stream, convolve, groups, numbers
 
 
 def forward(
@@ -12,15 +12,8 @@ def forward(
     dtype: torch.dtype, grad: Tensor | None = None, stream: Stream | None = None,
 ) -> Tensor:  # fmt: skip
     """The operator with filters [H, W]; with `grad` the gradient of the sum behind SiLU instead, in `dtype`."""
-    kind = storage(x, state, dtype)
-    inputs = stored(x, kind)
-    out = torch.empty_like(inputs, dtype=inputs.dtype if grad is None else dtype, memory_format=torch.contiguous_format)
-    launch(
-        "static", inputs, out, filters.shape[1], options, numbers(filters, None, None, 0, 1), len(filters),
-        *kinds(inputs, inputs), 0, residual=inputs if options.residual else None, grad=stored(grad, kind),
-        past=stored(state, kind), bias=computed(bias, dtype), ends=checked_ends(cu_seqlens, x.shape[1]), stream=stream,
-    )  # fmt: skip
-    return out.to(x.dtype) if grad is None else out
+    width = filters.shape[1]
+    return convolve("static", _filters(filters), x, width, bias, state, cu_seqlens, options, dtype, grad, stream)
 
 
 def backward(
@@ -31,25 +24,19 @@ def backward(
 
     Those that are not wanted are empty.
     """
-    (H, W), D = filters.shape, x.shape[2]
-    kind, ends = storage(x, state, dtype), checked_ends(cu_seqlens, x.shape[1])
-    inputs, z = stored(x, kind), stored(dz, dtype if options.silu else kind)
-    dx, df, dstate = inputs.new_empty(0), filters.new_empty(0), None
+    (B, T, D), (H, W) = x.shape, filters.shape
+    gradients = Gradients(dz, grad, x, state, cu_seqlens, options, dtype, W)
+    dx, df, dstate = x.new_empty(0), filters.new_empty(0), None
     if of_inputs:
-        dx = inputs.new_empty(x.shape)
-        dstate = None if state is None else inputs.new_zeros(state.shape, dtype=dtype)
-        launch(
-            "static", z, dx, W, options._replace(silu=False), numbers(filters, None, None, 0, 1), H, *kinds(z, inputs),
-            1, left=W - 1 - options.left, residual=stored(grad, kind) if options.residual else None, ends=ends,
-            out_past=dstate,
-        )  # fmt: skip
+        dx, dstate = gradients.of_inputs("static", _filters(filters), left=W - 1 - options.left)
     if of_filters:
-        count = groups(x.shape[0] * x.shape[1], W)
-        partial = inputs.new_empty(count, W, D, dtype=dtype)
-        launch(
-            "static_gradient", inputs, None, W, options, rows(z), partial.data_ptr(), count, *kinds(z, inputs),
-            ends=ends, past=stored(state, kind),
-        )  # fmt: skip
+        count = groups(B * T, W)
+        partial = x.new_empty(count, W, D, dtype=dtype)
+        gradients.of_filters("static", partial.data_ptr(), count)
         total = partial.sum(0).unflatten(1, (H, -1)).sum(2).T * options.scale
         df = total.to(filters.dtype).contiguous()
     return dx.to(x.dtype), df, dstate
+
+
+def _filters(filters: Tensor) -> tuple[bytes, int]:
+    return numbers(filters, None, None, 0, 1), len(filters)

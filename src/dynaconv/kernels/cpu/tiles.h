@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <memory>
+#include <cstdlib>
 #include <type_traits>
 #include <vector>
 
@@ -80,6 +80,12 @@ inline std::vector<Block> blocks_of(const Call& call, i64 limit = 64) {
   return blocks;
 }
 
+// Calls function(block) for all blocks; `cost` is in operations on vectors for a token.
+template <class F> void for_blocks(const Call& call, i64 cost, const F& function) {
+  const std::vector<Block> blocks = blocks_of(call);
+  for_each(blocks.size(), blocks.empty() ? 0 : blocks[0].tokens() * cost, [&](i64 i) { function(blocks[i]); });
+}
+
 template <class C> struct Scratch {
   explicit Scratch(i64 size) : data(static_cast<C*>(std::aligned_alloc(64, (size * sizeof(C) + 63) / 64 * 64 + 64))) {}
   ~Scratch() { std::free(data); }
@@ -88,23 +94,31 @@ template <class C> struct Scratch {
   C* data;
 };
 
+// `count` numbers, or a whole vector where there are more.
+template <class S> inline Vec<Compute<S>> load_some(const S* p, i64 count) {
+  return count >= LANES<Compute<S>> ? load(p) : load(p, count);
+}
+template <class S> inline void store_some(S* p, Vec<Compute<S>> v, i64 count) {
+  count >= LANES<Compute<S>> ? store(p, v) : store(p, v, count);
+}
+
+// Where token t of a sequence is, in x or in what came before it; null where it is in neither.
+template <class I> inline const I* token_of(const Call& call, const Rows& x, const Rows& past, const Block& block, i64 t) {
+  if (t >= 0 && t < block.length)
+    return static_cast<const I*>(x.data) + block.row * x.row + (block.start + t) * x.token;
+  const i64 row = call.indices ? call.indices[block.sequence] : block.sequence;
+  if (t >= 0 || !past.data || row < 0) return nullptr;
+  return static_cast<const I*>(past.data) + row * past.row + (t + call.W - 1) * past.token;
+}
+
 // Channels d..d+n-1 of tokens first.. of a sequence, [count][CHUNK]; 0 outside it, but for what came before it.
 template <class I, class C>
 void fill_panel(C* panel, const Call& call, const Rows& x, const Rows& past, const Block& block, i64 first, i64 count,
                 i64 d, i64 n) {
   constexpr int L = LANES<C>;
-  const i64 row = call.indices ? call.indices[block.sequence] : block.sequence;
   for (i64 i = 0; i < count; ++i, panel += CHUNK) {
-    const i64 t = first + i;
-    const I* p = nullptr;
-    if (t >= 0 && t < block.length)
-      p = static_cast<const I*>(x.data) + block.row * x.row + (block.start + t) * x.token + d;
-    else if (t < 0 && past.data && row >= 0)
-      p = static_cast<const I*>(past.data) + row * past.row + (t + call.W - 1) * past.token + d;
-    i64 c = 0;
-    if (p)
-      for (; c + L <= n; c += L) store(panel + c, load(p + c));
-    for (; c < n; c += L) store(panel + c, p ? load(p + c, n - c) : Vec<C>{});
+    const I* p = token_of<I>(call, x, past, block, first + i);
+    for (i64 c = 0; c < n; c += L) store(panel + c, p ? load_some(p + d + c, n - c) : Vec<C>{});
   }
 }
 
@@ -121,21 +135,10 @@ template <class I> struct Window {
   Window(const Call& call, const Rows& x, const Rows& past, const Block& block, i64 first, i64 count)
       : zeros(call.D), rows(count, zeros.data) {
     std::fill_n(zeros.data, call.D, I{});
-    const i64 row = call.indices ? call.indices[block.sequence] : block.sequence;
-    for (i64 i = 0; i < count; ++i) {
-      const i64 t = first + i;
-      if (t >= 0 && t < block.length)
-        rows[i] = static_cast<const I*>(x.data) + block.row * x.row + (block.start + t) * x.token;
-      else if (t < 0 && past.data && row >= 0)
-        rows[i] = static_cast<const I*>(past.data) + row * past.row + (t + call.W - 1) * past.token;
-    }
+    for (i64 i = 0; i < count; ++i)
+      if (const I* p = token_of<I>(call, x, past, block, first + i)) rows[i] = p;
   }
 };
-
-// `count` numbers, or a whole vector of them.
-template <class S> inline Vec<Compute<S>> load_some(const S* p, i64 count) {
-  return count >= LANES<Compute<S>> ? load(p) : load(p, count);
-}
 
 // How dtypes are numbered: 0 fp32, 1 fp64, 2 bf16, 3 fp16.
 constexpr i64 dtype_of(float) { return 0; }
@@ -204,24 +207,25 @@ inline Vec<double> exponential(Vec<double> x) {
 template <class S>
 inline void finish(const Call& call, Vec<Compute<S>> z, const Block& block, i64 t, i64 d, i64 count) {
   using C = Compute<S>;
-  const auto put = [&](auto* p, Vec<C> v) { count >= LANES<C> ? store(p, v) : store(p, v, count); };
-  const auto get = [&](const auto* p) { return count >= LANES<C> ? load(p) : load(p, count); };
   const auto at = [&](const Rows& x) {
-    return get(static_cast<const S*>(x.data) + block.row * x.row + (block.start + t) * x.token + d);
+    return load_some(static_cast<const S*>(x.data) + block.row * x.row + (block.start + t) * x.token + d, count);
   };
   if (t < 0)
-    return put(static_cast<C*>(call.out_past) + (block.sequence * (call.W - 1) + call.W - 1 + t) * call.D + d,
-               z * static_cast<C>(call.scale));
+    return store_some(static_cast<C*>(call.out_past) + (block.sequence * (call.W - 1) + call.W - 1 + t) * call.D + d,
+                      z * static_cast<C>(call.scale), count);
   const i64 place = (block.row * call.T + block.start + t) * call.D + d;
-  if (call.indices && call.indices[block.sequence] < 0) return put(static_cast<S*>(call.out) + place, Vec<C>{});
-  if (call.bias) z += get(static_cast<const C*>(call.bias) + d);
+  S* out = static_cast<S*>(call.out) + place;
+  if (call.indices && call.indices[block.sequence] < 0) return store_some(out, Vec<C>{}, count);
+  if (call.bias) z += load_some(static_cast<const C*>(call.bias) + d, count);
   const Vec<C> gate = call.silu ? 1 / (1 + exponential(-z)) : Vec<C>{} + 1;
-  if (call.grad.data) return put(static_cast<C*>(call.out) + place, at(call.grad) * gate * (1 + z * (1 - gate)));
+  if (call.grad.data)
+    return store_some(static_cast<C*>(call.out) + place, at(call.grad) * gate * (1 + z * (1 - gate)), count);
   z *= gate;
   if (call.residual.data) z += at(call.residual);
-  put(static_cast<S*>(call.out) + place, z * static_cast<C>(call.scale));
+  store_some(out, z * static_cast<C>(call.scale), count);
 }
 
+// Moves the buffer of the call on.
 inline void move_on(const Call& call) {
   if (!call.buffer.data) return;
   const i64 width = call.D * call.bytes, step = call.buffer.token * call.bytes;

@@ -15,7 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ...data.lines import count_lines, read_lines
 from ...training.recipe import load_recipe
-from .corpus import DataConfig, prepare, read_parallel
+from .corpus import SPLITS, DataConfig, prepare, read_parallel
 from .evaluation import evaluate
 from .recipe import Recipe
 from .translator import Translator
@@ -113,7 +113,7 @@ def describe_corpus(recipe: Recipe) -> None:
     """Prepare the data of a recipe and print sizes and examples."""
     corpus = prepare(recipe.data, recipe.tokenizer)
     table = Table("split", "pairs", "source tokens", "target tokens", "longest", title=str(corpus.directory))
-    for split in ("train", "valid", "test"):
+    for split in SPLITS:
         lengths = list(getattr(corpus, split).lengths.values())
         longest = max(side.max(initial=0) for side in lengths)
         table.add_row(split, f"{len(lengths[0]):,}", *(f"{side.sum():,}" for side in lengths), str(longest))

@@ -14,6 +14,8 @@ from .evaluation import bleu_score
 from .recipe import Recipe
 from .translator import Translator
 
+NEXT = "dynaconv evaluate {run} {run}/test.tsv"  # what a person does with a run
+
 
 def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Path:
     """Train a translation model.
