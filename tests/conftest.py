@@ -151,7 +151,7 @@ def toy_run(session_folder, cache) -> Path:
 def poisoned(monkeypatch) -> list[torch.Tensor]:
     """Fresh memory holds NaN, inside guard zones of a sentinel; returns the whole buffers for `check_guards`."""
     buffers: list[torch.Tensor] = []
-    original = torch.Tensor.new_empty
+    original, empty = torch.Tensor.new_empty, torch.empty
 
     def guarded(fill):
         def allocate(self, *size, **options):
@@ -165,7 +165,9 @@ def poisoned(monkeypatch) -> list[torch.Tensor]:
 
         return allocate
 
-    monkeypatch.setattr(torch.Tensor, "new_empty", guarded(float("nan")))
+    allocate = guarded(float("nan"))
+    monkeypatch.setattr(torch.Tensor, "new_empty", allocate)
+    monkeypatch.setattr(torch, "empty", lambda *size, **options: allocate(empty(0), *size, **options))
     monkeypatch.setattr(torch.Tensor, "new_zeros", guarded(0))
     return buffers
 

@@ -18,7 +18,8 @@ FLOORS = [
     {"models", "data"},
     {"nn", "interop"},
     {"functional"},
-    {"checks", "dispatch"},
+    {"dispatch"},
+    {"checks"},
     {"kernels"},
 ]
 FLOOR = {room: len(FLOORS) - i for i, rooms in enumerate(FLOORS) for room in rooms}

@@ -163,8 +163,12 @@ def test_backends():
         dynaconv.backend("gpu"),
     ):
         pass
-    with dynaconv.backend("cpu"), pytest.raises(ValueError, match='backend\\("cpu"\\) needs CPU tensors; x is on meta'):
+    refused = r'backend\("triton"\) cannot serve this call: it needs the package triton .*; x is on meta'
+    with dynaconv.backend("triton"), pytest.raises(ValueError, match=refused):
         dynaconv.static_conv(X.to("meta"), STATIC.to("meta"))
+    refused = r'backend\("cpu"\) cannot serve this call: a function transform \(torch.func\) is active'
+    with dynaconv.backend("cpu"), pytest.raises(ValueError, match=refused):
+        torch.func.vmap(lambda x: dynaconv.static_conv(x, STATIC))(X[None])
 
 
 def test_a_call_that_fails_leaves_the_state_alone():

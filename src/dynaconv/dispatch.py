@@ -1,24 +1,26 @@
-"""Which implementation computes a call, and what becomes of states."""
+"""How a call reaches an implementation, and what becomes of states.
+
+A call that nothing has to see goes past PyTorch's dispatcher, whose time a token would not pay for. What has been
+validated once for shapes, strides, dtypes and options is remembered as a :class:`.cpu.Convolution`.
+"""
 
 import contextlib
-import functools
 import importlib
-import importlib.util
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .kernels.availability import cpu_kernels_run
-from .kernels.cpu import FAMILIES, Stream
+from .checks import check_rows
+from .kernels import cpu
+from .kernels.choice import IMPLEMENTATIONS, choose
+from .kernels.operators import Operator
 from .kernels.options import Options, compute_dtype
-from .kernels.reference.operators import convolve
+from .kernels.plain import are_plain, nothing_looks
 from .kernels.sequences import final_states, next_states
-
-_BACKENDS = ("reference", "cpu", "triton")
 
 
 class _Forced(threading.local):
@@ -26,6 +28,8 @@ class _Forced(threading.local):
 
 
 _forced = _Forced()
+_KEPT = 4096  # remembered calls
+_remembered: dict[Any, "_Remembered"] = {}
 
 
 @contextlib.contextmanager
@@ -33,15 +37,15 @@ def backend(name: str) -> Iterator[None]:
     """Force an implementation inside a `with` block, in this thread: "reference", "cpu" (C++) or "triton".
 
     Without it, CPU tensors take the C++ kernels, those on NVIDIA and AMD GPUs the Triton kernels, and all others the
-    reference, which is plain PyTorch. What kernels cannot do takes the reference in any case: function transforms,
-    forward-mode and second derivatives, CPU tensors where the kernels were not compiled (which the logger
-    "dynaconv" says once), fp64 in Triton.
+    reference, which is plain PyTorch. What kernels cannot do takes the reference too, and the logger "dynaconv" says
+    so once: function transforms, forward-mode derivatives, kernels that were not compiled, fp64 in Triton. Second
+    derivatives are those of the reference.
 
     Raises:
-        ValueError: the name is of no implementation.
+        ValueError: the name is of no implementation; inside the block, where the implementation cannot serve a call.
     """
-    if name not in _BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}; got {name!r}")
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"backend must be one of {', '.join(IMPLEMENTATIONS)}; got {name!r}")
     previous, _forced.backend = _forced.backend, name
     try:
         yield
@@ -53,6 +57,7 @@ class Call(NamedTuple):
     """What the keywords of an operator come to."""
 
     options: Options
+    width: int
     bias: Tensor | None = None
     initial_state: Tensor | None = None
     cu_seqlens: Tensor | None = None
@@ -60,11 +65,11 @@ class Call(NamedTuple):
     buffer: Tensor | None = None
     indices: Tensor | None = None
 
-    def past(self, width: int) -> Tensor | None:
+    def past(self) -> Tensor | None:
         """The inputs before each sequence, [N, W-1, D]."""
         if self.buffer is None:
             return self.initial_state
-        past = self.buffer[:, self.buffer.shape[1] - width + 1 :]
+        past = self.buffer[:, self.buffer.shape[1] - self.width + 1 :]
         if self.indices is None:
             return past
         if len(past):
@@ -86,87 +91,143 @@ class Call(NamedTuple):
         return padding[sequence][None, :, None]
 
 
-def run(name: str, call: Call, width: int, x: Tensor, *filters: Any) -> Tensor | tuple[Tensor, Tensor]:
-    """The operator on the implementation that serves these tensors, and what becomes of states."""
-    tensors = (x, *filters, call.bias, call.initial_state, call.buffer)
-    trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+class _Remembered(NamedTuple):
+    """A call whose tensors the CPU kernels can read as they are."""
+
+    convolution: cpu.Convolution
+    normalized: Callable[[Tensor], Tensor] | None
+    counts_versions: bool
+
+    def __call__(self, tensors: Sequence[Any], keywords: dict[str, Any]) -> Any:
+        x, *filters = tensors
+        if self.normalized is not None:
+            filters[0] = self.normalized(filters[0])
+        state, indices, ends = keywords.get("state"), keywords.get("state_indices"), keywords.get("cu_seqlens")
+        if ends is not None:
+            ends = cpu.ends_of(ends, x)
+        if indices is not None:
+            indices = indices.long().contiguous()
+        y = self.convolution(
+            x, filters, keywords.get("bias"), keywords.get("initial_state"), ends, None, state, indices
+        )
+        if y is None:  # this check says what is wrong
+            check_rows("state_indices", keywords["state_indices"], "state", len(keywords["state"]))
+        if state is not None and self.counts_versions:
+            torch.autograd.graph.increment_version(state)
+        return y
+
+
+def run(
+    operator: Operator, validate: Callable[..., Call], normalized: Callable[[Tensor], Tensor] | None,
+    keywords: dict[str, Any], *tensors: Any,
+) -> Any:  # fmt: skip
+    """An operator on the implementation that serves these tensors, and what becomes of states.
+
+    Args:
+        operator: which one.
+        validate: a function of `tensors` and `keywords`, which raises where they are invalid.
+        normalized: of the first filters.
+        keywords: those that all operators share.
+        tensors: x and the filters.
+    """
+    key = _key(operator, normalized, tensors, keywords) if nothing_looks() else None
+    if key is not None and (remembered := _remembered.get(key)) is not None:
+        return remembered(tensors, keywords)
+    call = validate(*tensors, **keywords)
+    x, *filters = tensors
+    if normalized is not None:
+        filters[0] = normalized(filters[0])
+    given = (x, *filters, call.bias, call.initial_state, call.buffer)
+    trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
     if call.buffer is not None and trained:
         raise ValueError(
             "state is overwritten in place and carries no gradient: use it under torch.no_grad(), "
             "or train with initial_state and return_final_state"
         )
-    implementation = _implementation(*tensors)
-    if implementation == "cpu" and not trained and not call.return_final_state and x.numel() and _are_plain(tensors):
-        return _run_at_once(name, call, width, x, *filters)
-    past = call.past(width)
-    if implementation == "reference":
-        y = convolve(name, (x, *filters, call.bias, past), call.cu_seqlens, call.options)
-    else:
-        from .kernels import library
-
-        if not torch.compiler.is_compiling() and "torch.distributed.tensor" in sys.modules:
-            importlib.import_module(f"{__package__}.kernels.sharding")
-        arguments = (x, *filters, call.bias, past, call.cu_seqlens, *call.options, implementation)
-        y = getattr(library, name)(*arguments)
-    final = final_states(x, past, width - 1, call.cu_seqlens) if call.return_final_state else None
+    name = choose(_forced.backend, x, given[1:])
+    if (
+        key is not None
+        and name == "cpu"
+        and not trained
+        and are_plain((*given, call.cu_seqlens, call.indices))
+        and (convolution := _convolution(operator, call, x, filters)) is not None
+    ):
+        if len(_remembered) >= _KEPT:
+            _remembered.clear()
+        versions = call.buffer is not None and not call.buffer.is_inference()
+        _remembered[key] = remembered = _Remembered(convolution, normalized, versions)
+        return remembered(tensors, keywords)
+    past = call.past()
+    y = _forward(operator, (x, *filters, call.bias, past), call, name, trained)
+    final = final_states(x, past, call.width - 1, call.cu_seqlens) if call.return_final_state else None
     y = call.move_on(x, y)
     return y if final is None else (y, final)
 
 
-def _are_plain(tensors: tuple[Any, ...]) -> bool:
-    """Whether nothing has to see the call: no mode, no subclass of tensors, no compiler."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or any(t is not None and type(t) is not Tensor and type(t) is not torch.nn.Parameter for t in tensors)
-    )
+def _forward(operator: Operator, tensors: Sequence[Any], call: Call, name: str, trained: bool) -> Tensor:
+    """The output of an operator on an implementation."""
+    if name == "reference":  # has all derivatives
+        return IMPLEMENTATIONS[name].forward(operator, tensors, call.cu_seqlens, call.options)
+    if are_plain(tensors):
+        if not trained:
+            return IMPLEMENTATIONS[name].forward(operator, tensors, call.cu_seqlens, call.options)
+        from .kernels.autograd import Convolution
+
+        return Convolution.apply(operator, call.cu_seqlens, call.options, name, *tensors)
+    from .kernels import library
+
+    if not torch.compiler.is_compiling() and "torch.distributed.tensor" in sys.modules:
+        importlib.import_module(f"{__package__}.kernels.sharding")
+    return library.forward(operator, tensors, call.cu_seqlens, call.options, name)
 
 
-def _run_at_once(name: str, call: Call, width: int, x: Tensor, *filters: Any) -> Tensor:
-    """The CPU kernel without PyTorch's dispatcher, which takes longer than the kernel does for one token."""
-    dtype, buffer, stream = compute_dtype(x, *filters, call.bias), call.buffer, None
-    if buffer is not None and buffer.dtype == x.dtype and compute_dtype(x) == dtype and buffer.stride(2) == 1:
-        stream = Stream(buffer, None if call.indices is None else call.indices.long().contiguous())
-    past = call.past(width) if stream is None else None
-    y = FAMILIES[name](x, *filters, call.bias, past, call.cu_seqlens, call.options, dtype, stream=stream)
-    return call.move_on(x, y) if stream is None else y
+def _convolution(operator: Operator, call: Call, x: Tensor, filters: Sequence[Any]) -> cpu.Convolution | None:
+    """The call for all tensors like these, where the CPU kernels can read them as they are."""
+    dtype, buffer = compute_dtype(x, *filters, call.bias), call.buffer
+    before = call.initial_state if buffer is None else buffer
+    if call.return_final_state or x.numel() == 0 or not cpu.prepared(x, call.bias, before, dtype):
+        return None
+    sequences = len(x) if call.cu_seqlens is None else len(call.cu_seqlens) - 1
+    return cpu.Convolution(operator.name, x, filters, call.initial_state, sequences, call.options, dtype, buffer=buffer)
 
 
-def _implementation(x: Tensor, *others: Tensor | None) -> str:
-    """The implementation that serves these tensors."""
-    forced, device = _forced.backend, x.device.type
-    if forced == "cpu" and device != "cpu":
-        raise ValueError(f'backend("cpu") needs CPU tensors; x is on {x.device}')
-    if forced == "triton" and not _triton_serves(device):
-        raise ValueError(
-            'backend("triton") needs the package triton and tensors on a GPU, or CPU tensors with TRITON_INTERPRET=1 '
-            f"in the environment; x is on {x.device}"
-        )
-    # Registered operators drop forward-mode tangents and refuse function transforms; the reference has both.
-    dual = torch.autograd.forward_ad
-    if (
-        forced == "reference"
-        or torch._C._are_functorch_transforms_active()
-        or (
-            dual._current_level >= 0
-            and any(dual.unpack_dual(t).tangent is not None for t in (x, *others) if t is not None)
-        )
-    ):
-        return "reference"
-    if forced == "triton" or (forced is None and device == "cuda" and _triton_serves("cuda")):
-        return "reference" if compute_dtype(x, *others) == torch.float64 else "triton"
-    if device not in ("cpu", "meta"):
-        return "reference"
-    if torch.compiler.is_compiling() or device == "meta":
-        return "cpu"
-    return "cpu" if cpu_kernels_run() else "reference"
-
-
-@functools.cache
-def _triton_serves(device: str) -> bool:
-    """Whether Triton is installed and runs on such a device: on the CPU its interpreter does."""
-    if device not in ("cpu", "cuda") or importlib.util.find_spec("triton") is None:
-        return False
-    from .kernels.triton.runtime import INTERPRETED
-
-    return device == "cuda" or INTERPRETED
+def _key(
+    operator: Operator, normalized: Callable[[Tensor], Tensor] | None, tensors: Sequence[Any], keywords: dict[str, Any]
+) -> tuple[Any, ...] | None:
+    """What validity and plan of a call depend on; None where the call is not remembered."""
+    if _forced.backend not in (None, "cpu"):
+        return None
+    trained = torch.is_grad_enabled()
+    key: list[Any] = [operator.name, normalized]
+    try:
+        for tensor in tensors:
+            if tensor is None:
+                key.append(None)
+                continue
+            if trained and tensor.requires_grad:
+                return None
+            key += (
+                type(tensor),
+                torch._C._dispatch_keys(tensor).raw_repr(),
+                tensor.shape,
+                tensor.stride(),
+                tensor.dtype,
+            )
+        for name, value in keywords.items():
+            if not isinstance(value, Tensor):
+                key += (name, type(value), value)
+                continue
+            if trained and value.requires_grad:
+                return None
+            key += (
+                name,
+                type(value),
+                torch._C._dispatch_keys(value).raw_repr(),
+                value.shape,
+                value.stride(),
+                value.dtype,
+            )
+        hash(found := tuple(key))
+    except (AttributeError, RuntimeError, TypeError):  # whatever is no dense tensor, or has no hash
+        return None
+    return found

@@ -42,24 +42,112 @@ do not agree or an option has no such value.
 
 import inspect
 import numbers
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from .checks import check_cu_seqlens, check_filters, check_state_indices, check_tensor, check_tokens, shape
 from .dispatch import Call, backend, run
+from .kernels.operators import OPERATORS
 from .kernels.options import Options
 from .kernels.sequences import write_rows
 
 __all__ = ["backend", "dynamic_conv", "left_padding", "lowrank_conv", "rollback", "static_conv"]
 
 Padding = Literal["causal", "same"] | int
+Normalize = Literal["softmax"] | None
 
 
+class _Shared(TypedDict, total=False):
+    padding: Padding
+    bias: Tensor | None
+    activation: Literal["silu"] | None
+    residual: bool
+    output_scale: float
+    cu_seqlens: Tensor | None
+    initial_state: Tensor | None
+    state: Tensor | None
+    state_indices: Tensor | None
+
+
+class Keywords(_Shared, total=False):
+    """The keywords that the operators share; see :mod:`dynaconv.functional`."""
+
+    return_final_state: Literal[False]
+
+
+class KeywordsOfPair(_Shared):
+    """The same where a pair (y, final_state) is returned."""
+
+    return_final_state: Literal[True]
+
+
+def _prepare(
+    x: Tensor, width: int, *, padding: Padding = "causal", bias: Tensor | None = None,
+    activation: Literal["silu"] | None = None, residual: bool = False, output_scale: float = 1.0,
+    cu_seqlens: Tensor | None = None, initial_state: Tensor | None = None, return_final_state: bool = False,
+    state: Tensor | None = None, state_indices: Tensor | None = None,
+) -> Call:  # fmt: skip
+    B, _, D = x.shape
+    left = left_padding(padding, width)
+    if activation not in (None, "silu"):
+        raise ValueError(f'activation must be None or "silu"; got {activation!r}')
+    if bias is not None:
+        check_tensor("bias", bias, 1, x)
+        if len(bias) != D:
+            raise ValueError(f"bias must be [D] = [{D}]; got {shape(bias)}")
+    if not isinstance(residual, bool):
+        raise TypeError(f"residual must be True or False; got {type(residual).__name__}")
+    if isinstance(output_scale, bool) or not isinstance(output_scale, (int, float)):
+        raise TypeError(f"output_scale must be a number, it has no gradient; got {type(output_scale).__name__}")
+    options = Options(left, activation == "silu", residual, float(output_scale))
+    sequences = B
+    if cu_seqlens is not None:
+        check_cu_seqlens(cu_seqlens, x)
+        sequences = len(cu_seqlens) - 1
+    if state_indices is not None and state is None:
+        raise ValueError("state_indices needs a state")
+    if initial_state is None and state is None and not return_final_state:
+        return Call(options, width, bias, None, cu_seqlens)
+    if left != width - 1:
+        raise ValueError(f'a state needs padding="causal": it holds the inputs before the first; got {padding!r}')
+    if initial_state is not None and state is not None:
+        raise ValueError("give either initial_state or state: both name the inputs before x")
+    if initial_state is not None:
+        check_tensor("initial_state", initial_state, 3, x)
+        if initial_state.shape != (sequences, width - 1, D):
+            expected = [sequences, width - 1, D]
+            raise ValueError(f"initial_state must be [N, W - 1, D] = {expected}; got {shape(initial_state)}")
+    if state is not None:
+        _check_state(x, state, state_indices, sequences, width)
+    return Call(options, width, bias, initial_state, cu_seqlens, return_final_state, state, state_indices)
+
+
+_KEYWORDS = tuple(inspect.signature(_prepare).parameters)[2:]
+
+
+def _with_keywords(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator, whose signature lists the keywords, as `help` and completion show it."""
+    signature = inspect.signature(function)
+    shared = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(_prepare).parameters.values()][2:]
+    own = [p for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
+    vars(function)["__signature__"] = signature.replace(parameters=[*own, *shared])
+    return function
+
+
+@overload
 def static_conv(
-    x: Tensor, filters: Tensor, *, normalize: Literal["softmax"] | None = None, **keywords: Any
-) -> Tensor | tuple[Tensor, Tensor]:
+    x: Tensor, filters: Tensor, *, normalize: Normalize = None, **keywords: Unpack[Keywords],
+) -> Tensor: ...  # fmt: skip
+@overload
+def static_conv(
+    x: Tensor, filters: Tensor, *, normalize: Normalize = None, **keywords: Unpack[KeywordsOfPair],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@_with_keywords
+def static_conv(x: Tensor, filters: Tensor, *, normalize: Normalize = None, **keywords: Any) -> Any:
     """Depthwise convolution with the same filters for every token.
 
     y[b, t, d] = sum_w filters[d // (D // H), w] * x[b, t + w - P, d]. With H = D every channel has its own filter (the
@@ -72,16 +160,23 @@ def static_conv(
         normalize: None or "softmax" over W.
         **keywords: as for every operator, see :mod:`dynaconv.functional`, which also says what is returned and raised.
     """
-    check_tensor("x", x, 3)
-    check_filters("filters", filters, 2, x)
-    call = _prepare(x, filters.shape[1], **_known("static_conv", keywords))
-    return run("static_conv", call, filters.shape[1], x, _normalized(filters, normalize))
+    return run(OPERATORS["static"], _check_static, _normalizer(normalize), keywords, x, filters)
 
 
+@overload
 def dynamic_conv(
-    x: Tensor, filters: Tensor, *, normalize: Literal["softmax"] | None = None, static: Tensor | None = None,
-    **keywords: Any,
-) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    x: Tensor, filters: Tensor, *, normalize: Normalize = None, static: Tensor | None = None,
+    **keywords: Unpack[Keywords],
+) -> Tensor: ...  # fmt: skip
+@overload
+def dynamic_conv(
+    x: Tensor, filters: Tensor, *, normalize: Normalize = None, static: Tensor | None = None,
+    **keywords: Unpack[KeywordsOfPair],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@_with_keywords
+def dynamic_conv(
+    x: Tensor, filters: Tensor, *, normalize: Normalize = None, static: Tensor | None = None, **keywords: Any
+) -> Any:
     """Depthwise convolution with a filter of its own for every token and head.
 
     y[b, t, d] = sum_w filters[b, t, d // (D // H), w] * x[b, t + w - P, d]. With softmax it is the convolution of
@@ -94,18 +189,19 @@ def dynamic_conv(
         static: [D, W] or [Hs, W], added to the (normalised) filters of every token.
         **keywords: as for every operator, see :mod:`dynaconv.functional`, which also says what is returned and raised.
     """
-    check_tensor("x", x, 3)
-    check_filters("filters", filters, 4, x)
-    check_tokens("filters", "[B, T, H, W]", filters, x)
-    if static is not None:
-        check_filters("static", static, 2, x, filters.shape[3])
-    call = _prepare(x, filters.shape[3], **_known("dynamic_conv", keywords))
-    return run("dynamic_conv", call, filters.shape[3], x, _normalized(filters, normalize), static)
+    return run(OPERATORS["dynamic"], _check_dynamic, _normalizer(normalize), keywords, x, filters, static)
 
 
+@overload
 def lowrank_conv(
-    x: Tensor, codes: Tensor, basis: Tensor, *, static: Tensor | None = None, **keywords: Any
-) -> Tensor | tuple[Tensor, Tensor]:
+    x: Tensor, codes: Tensor, basis: Tensor, *, static: Tensor | None = None, **keywords: Unpack[Keywords],
+) -> Tensor: ...  # fmt: skip
+@overload
+def lowrank_conv(
+    x: Tensor, codes: Tensor, basis: Tensor, *, static: Tensor | None = None, **keywords: Unpack[KeywordsOfPair],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@_with_keywords
+def lowrank_conv(x: Tensor, codes: Tensor, basis: Tensor, *, static: Tensor | None = None, **keywords: Any) -> Any:
     """Depthwise convolution with a filter of its own for every token and channel, of low rank.
 
     y[b, t, d] = sum_w (sum_r codes[b, t, r] basis[r, d, w]) * x[b, t + w - P, d]: the main setting of Sieberling et al.
@@ -118,17 +214,7 @@ def lowrank_conv(
         static: [D, W] or [Hs, W], added to the filters of every token.
         **keywords: as for every operator, see :mod:`dynaconv.functional`, which also says what is returned and raised.
     """
-    check_tensor("x", x, 3)
-    check_tensor("codes", codes, 3, x)
-    check_tokens("codes", "[B, T, R]", codes, x)
-    check_tensor("basis", basis, 3, x)
-    if basis.shape[:2] != (codes.shape[2], x.shape[2]) or basis.shape[2] == 0:
-        expected = f"[{codes.shape[2]}, {x.shape[2]}, W >= 1]"
-        raise ValueError(f"basis must be [R, D, W] with the R of codes and the D of x, {expected}; got {shape(basis)}")
-    if static is not None:
-        check_filters("static", static, 2, x, basis.shape[2])
-    call = _prepare(x, basis.shape[2], **_known("lowrank_conv", keywords))
-    return run("lowrank_conv", call, basis.shape[2], x, codes, basis, static)
+    return run(OPERATORS["lowrank"], _check_lowrank, None, keywords, x, codes, basis, static)
 
 
 def left_padding(padding: Padding, width: int) -> int:
@@ -193,55 +279,39 @@ def rollback(state: Tensor, count: int | Tensor, width: int, *, state_indices: T
     write_rows(state, indices, shifted.masked_fill(source[..., None] < 0, 0))
 
 
-def _known(operator: str, keywords: dict[str, Any]) -> dict[str, Any]:
+def _check_static(x: Tensor, filters: Tensor, **keywords: Any) -> Call:
+    check_tensor("x", x, 3)
+    check_filters("filters", filters, 2, x)
+    return _call(x, filters.shape[1], "static_conv", keywords)
+
+
+def _check_dynamic(x: Tensor, filters: Tensor, static: Tensor | None, **keywords: Any) -> Call:
+    check_tensor("x", x, 3)
+    check_filters("filters", filters, 4, x)
+    check_tokens("filters", "[B, T, H, W]", filters, x)
+    if static is not None:
+        check_filters("static", static, 2, x, filters.shape[3])
+    return _call(x, filters.shape[3], "dynamic_conv", keywords)
+
+
+def _check_lowrank(x: Tensor, codes: Tensor, basis: Tensor, static: Tensor | None, **keywords: Any) -> Call:
+    check_tensor("x", x, 3)
+    check_tensor("codes", codes, 3, x)
+    check_tokens("codes", "[B, T, R]", codes, x)
+    check_tensor("basis", basis, 3, x)
+    if basis.shape[:2] != (codes.shape[2], x.shape[2]) or basis.shape[2] == 0:
+        expected = f"[{codes.shape[2]}, {x.shape[2]}, W >= 1]"
+        raise ValueError(f"basis must be [R, D, W] with the R of codes and the D of x, {expected}; got {shape(basis)}")
+    if static is not None:
+        check_filters("static", static, 2, x, basis.shape[2])
+    return _call(x, basis.shape[2], "lowrank_conv", keywords)
+
+
+def _call(x: Tensor, width: int, operator: str, keywords: dict[str, Any]) -> Call:
     for name in keywords:
         if name not in _KEYWORDS:
             raise TypeError(f"{operator} has no keyword {name!r}; those of every operator are {', '.join(_KEYWORDS)}")
-    return keywords
-
-
-def _prepare(
-    x: Tensor, width: int, *, padding: Padding = "causal", bias: Tensor | None = None,
-    activation: Literal["silu"] | None = None, residual: bool = False, output_scale: float = 1.0,
-    cu_seqlens: Tensor | None = None, initial_state: Tensor | None = None, return_final_state: bool = False,
-    state: Tensor | None = None, state_indices: Tensor | None = None,
-) -> Call:  # fmt: skip
-    B, _, D = x.shape
-    left = left_padding(padding, width)
-    if activation not in (None, "silu"):
-        raise ValueError(f'activation must be None or "silu"; got {activation!r}')
-    if bias is not None:
-        check_tensor("bias", bias, 1, x)
-        if len(bias) != D:
-            raise ValueError(f"bias must be [D] = [{D}]; got {shape(bias)}")
-    if not isinstance(residual, bool):
-        raise TypeError(f"residual must be True or False; got {type(residual).__name__}")
-    if isinstance(output_scale, bool) or not isinstance(output_scale, (int, float)):
-        raise TypeError(f"output_scale must be a number, it has no gradient; got {type(output_scale).__name__}")
-    options = Options(left, activation == "silu", residual, float(output_scale))
-    sequences = B
-    if cu_seqlens is not None:
-        check_cu_seqlens(cu_seqlens, x)
-        sequences = len(cu_seqlens) - 1
-    if state_indices is not None and state is None:
-        raise ValueError("state_indices needs a state")
-    if initial_state is None and state is None and not return_final_state:
-        return Call(options, bias, None, cu_seqlens)
-    if left != width - 1:
-        raise ValueError(f'a state needs padding="causal": it holds the inputs before the first; got {padding!r}')
-    if initial_state is not None and state is not None:
-        raise ValueError("give either initial_state or state: both name the inputs before x")
-    if initial_state is not None:
-        check_tensor("initial_state", initial_state, 3, x)
-        if initial_state.shape != (sequences, width - 1, D):
-            expected = [sequences, width - 1, D]
-            raise ValueError(f"initial_state must be [N, W - 1, D] = {expected}; got {shape(initial_state)}")
-    if state is not None:
-        _check_state(x, state, state_indices, sequences, width)
-    return Call(options, bias, initial_state, cu_seqlens, return_final_state, state, state_indices)
-
-
-_KEYWORDS = tuple(inspect.signature(_prepare).parameters)[2:]
+    return _prepare(x, width, **keywords)
 
 
 def _check_state(x: Tensor, state: Tensor, indices: Tensor | None, sequences: int, width: int) -> None:
@@ -257,9 +327,13 @@ def _check_state(x: Tensor, state: Tensor, indices: Tensor | None, sequences: in
         check_state_indices(indices, state, sequences)
 
 
-def _normalized(filters: Tensor, normalize: str | None) -> Tensor:
+def _normalizer(normalize: str | None) -> Callable[[Tensor], Tensor] | None:
     if normalize is None:
-        return filters
+        return None
     if normalize == "softmax":
-        return filters.softmax(-1, dtype=torch.promote_types(filters.dtype, torch.float32))
+        return _softmax
     raise ValueError(f'normalize must be None or "softmax"; got {normalize!r}')
+
+
+def _softmax(filters: Tensor) -> Tensor:
+    return filters.softmax(-1, dtype=torch.promote_types(filters.dtype, torch.float32))

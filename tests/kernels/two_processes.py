@@ -11,7 +11,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
 
 import dynaconv
-from dynaconv.kernels import sharding
+from dynaconv.kernels import library, sharding
 
 ARGUMENTS = {
     "static": ["x", "filters", "bias", "initial_state"],
@@ -40,7 +40,7 @@ def check_dtensors(mesh):
         inputs = tensors(kind, heads)
         expected = results_of(kind, {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()})
         for axis in (0, 1):
-            dims = sharding._DIMS[f"{kind}_conv"]
+            dims = sharding.dims_of(library.OPERATORS[kind])
             leaves = {}
             for name, dim in zip(names, dims):
                 split = dim[axis] is not None and inputs[name].shape[dim[axis]] % 2 == 0

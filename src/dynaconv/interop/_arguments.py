@@ -1,7 +1,7 @@
 """Checks of the peers' arguments, in the peers' words, and the static convolution that three of them have."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -69,8 +69,8 @@ def count_sequences(cu_seqlens: Tensor, x: Tensor, name: str = "cu_seqlens") -> 
 
 def short_conv(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, **keywords: Any) -> Tensor:
     """The causal `static_conv` of [B, T, D] with filters [D, W], where "swish" is another name of "silu"."""
-    activation = "silu" if activation == "swish" else activation
-    return cast(Tensor, static_conv(x, weight, bias=bias, activation=activation, **keywords))
+    keywords["activation"] = "silu" if activation == "swish" else activation
+    return static_conv(x, weight, bias=bias, **keywords)
 
 
 def separate_sequences(

@@ -10,22 +10,23 @@ from torch.distributed.tensor import Partial, Replicate, Shard
 from torch.distributed.tensor.experimental import register_sharding
 
 from . import library  # noqa: F401 (defines the operators)
+from .operators import OPERATORS, Operator
 
-# Where each tensor of an operator has its batch and its channel dimension; None: it has none. x comes first, and the
-# last three are bias, state and cu_seqlens.
-_DIMS: dict[str, tuple[tuple[int | None, int | None], ...]] = {
-    "static_conv": ((0, 2), (None, 0), (None, 0), (0, 2), (None, None)),
-    "dynamic_conv": ((0, 2), (0, 2), (None, 0), (None, 0), (0, 2), (None, None)),
-    "lowrank_conv": ((0, 2), (0, None), (None, 1), (None, 0), (None, 0), (0, 2), (None, None)),
-}
+Dims = tuple[tuple[int | None, int | None], ...]
 
 
-def _placements(dims: tuple, axis: int, missing: Any) -> list[Any]:
-    return [missing if dim[axis] is None else Shard(dim[axis]) for dim in dims]
+def dims_of(operator: Operator) -> Dims:
+    """Where each tensor has its batch and its channels, x first and cu_seqlens last; None: it has none."""
+    found = tuple((argument.axis("BN"), argument.axis("DH")) for argument in operator.arguments)
+    return (*found, (None, None))
 
 
-def _rules(name: str, backward: bool) -> Any:
-    dims = _DIMS[name]
+def _placements(dims: Dims, axis: int, missing: Any) -> list[Any]:
+    return [missing if (place := dim[axis]) is None else Shard(place) for dim in dims]
+
+
+def _rules(operator: Operator, backward: bool) -> Any:
+    dims = dims_of(operator)
 
     def strategy(*arguments: Any) -> list[tuple[list[Any], list[Any]]]:
         tensors = arguments[1:] if backward else arguments
@@ -51,7 +52,7 @@ def _rules(name: str, backward: bool) -> Any:
     return strategy
 
 
-def _divides_evenly(dims: tuple, tensors: tuple[Any, ...]) -> bool:
+def _divides_evenly(dims: Dims, tensors: tuple[Any, ...]) -> bool:
     """Whether shards of the channels hold whole heads, the same number each."""
     size = tensors[0].mesh.size()
     sizes = [t.shape[dim[1]] for t, dim in zip(tensors, dims, strict=False) if t is not None and dim[1] is not None]
@@ -64,7 +65,7 @@ def _as_given(placements: list[Any], arguments: tuple[Any, ...]) -> list[Any]:
     return [None if argument is None else placement for placement, argument in zip(padded, arguments, strict=True)]
 
 
-for _name in _DIMS:
-    _operators = torch.ops.dynaconv
-    register_sharding(getattr(_operators, _name).default)(_rules(_name, backward=False))
-    register_sharding(getattr(_operators, f"{_name}_backward").default)(_rules(_name, backward=True))
+for _operator in OPERATORS.values():
+    _name, _operators = f"{_operator.name}_conv", torch.ops.dynaconv
+    register_sharding(getattr(_operators, _name).default)(_rules(_operator, backward=False))
+    register_sharding(getattr(_operators, f"{_name}_backward").default)(_rules(_operator, backward=True))

@@ -9,79 +9,79 @@
 namespace dynaconv {
 namespace {
 
-struct Filters {
-  Numbers own, taps;
-  i64 H, static_heads;
-  bool reversed;
-};
-
-// The filter that output t of a block has for each row of its window, [W]; 0 where the row is of another sequence.
-template <class C> void fill_filter(C* filter, const Call& call, const Filters& f, const Block& block, i64 t, i64 h) {
-  const i64 base = block.row * f.own.row + block.start * f.own.token + h * f.own.head;
-  if (!f.reversed) return read<C>(filter, f.own, base + t * f.own.token, f.own.tap, call.W);
-  const i64 first = std::max<i64>(0, call.left - t), last = std::min(call.W, block.length + call.left - t);
-  std::fill_n(filter, call.W, C{});
+// The filters that output t of a block has for the rows of its window, [heads][W]; 0 where a row is of another sequence.
+template <class C> void fill_filters(C* to, const Call& call, const Block& block, i64 t, i64 head, i64 heads) {
+  const Numbers& f = call.filters[0];
+  const i64 base = block.row * f.row + block.start * f.token + head * f.head, W = call.W;
+  if (!call.reversed) return read<C>(to, f, base + t * f.token, f.tap, W, f.head, heads);
+  const i64 first = std::max<i64>(0, call.left - t), last = std::min(W, block.length + call.left - t);
+  const i64 diagonal = base + (t - call.left) * f.token + (W - 1) * f.tap, step = f.token - f.tap;
+  if (first == 0 && last == W) return read<C>(to, f, diagonal, step, W, f.head, heads);
+  std::fill_n(to, heads * W, C{});
   if (first < last)
-    read<C>(filter + first, f.own, base + (t - call.left + first) * f.own.token + (call.W - 1 - first) * f.own.tap,
-            f.own.token - f.own.tap, last - first);
+    for (i64 h = 0; h < heads; ++h)
+      read<C>(to + h * W + first, f, diagonal + h * f.head + first * step, step, last - first);
 }
 
-template <class I, class S> void convolve(const Call& call, const Filters& f) {
+template <class I, class S> void convolve(const Call& call) {
   using C = Compute<S>;
   constexpr int L = LANES<C>;
-  const i64 stride = (call.D + L - 1) / L * L, W = call.W, size = call.D / f.H;
+  const i64 stride = (call.D + L - 1) / L * L, W = call.W, H = call.filters[0].heads, size = call.D / H;
   const bool whole = size % L == 0;  // heads: all lanes of a vector share a filter
-  Scratch<C> taps(f.taps.data ? W * stride : 0);
-  if (f.taps.data) fill_taps<C>(taps, f.taps, f.static_heads, call, stride, f.reversed);
+  const bool added = call.filters[1].data != nullptr;
+  Scratch<C> taps(added ? W * stride : 0);
+  if (added) fill_taps<C>(taps, call.filters[1], call, stride, call.reversed);
   for_blocks(call, call.D * W / L, [&](const Block& block) {
+    const Finish<S> finish(call, block);
     const i64 count = block.tokens(), most = std::min<i64>(CHUNK, call.D) / size + 2;
+    const auto tap = [&](i64 w, i64 d) { return added ? load(taps + w * stride + d) : Vec<C>{}; };
     if (W <= FEW && whole) {
       const Window<I> x(call, call.x, call.past, block, block.first - call.left, count + W - 1);
-      C filter[FEW];
-      for (i64 t = 0; t < count; ++t)
-        for (i64 h = 0; h < f.H; ++h) {
-          fill_filter<C>(filter, call, f, block, block.first + t, h);
-          for (i64 d = h * size; d < (h + 1) * size; d += L) {
-            Vec<C> z = {};
-            for (i64 w = 0; w < W; ++w) {
-              const Vec<C> s = f.taps.data ? load(taps + w * stride + d) : Vec<C>{};
-              z += (s + filter[w]) * load(x.rows[t + w] + d);
-            }
-            finish<S>(call, z, block, block.first + t, d, L);
-          }
-        }
+      Scratch<C> own(4 * H * W);
+      for (i64 first = 0; first < count; first += 4) {
+        for (i64 t = first; t < std::min(count, first + 4); ++t)
+          fill_filters<C>(own + (t - first) * H * W, call, block, block.first + t, 0, H);
+        for (i64 h = 0; h < H; ++h)
+          for_rows<4, 2, C>(std::min<i64>(4, count - first), h * size, (h + 1) * size, [&](auto tokens, auto vectors, i64 t, i64 d) {
+            const C* filter = own + (t * H + h) * W;
+            Vec<C> z[tokens][vectors] = {};
+            for (i64 w = 0; w < W; ++w)
+              for (int v = 0; v < vectors; ++v)
+                for (int a = 0; a < tokens; ++a)
+                  z[a][v] += (tap(w, d + v * L) + filter[a * H * W + w]) * load(x.rows[first + t + a + w] + d + v * L);
+            for (int a = 0; a < tokens; ++a)
+              for (int v = 0; v < vectors; ++v) finish(z[a][v], block.first + first + t + a, d + v * L, L);
+          });
+      }
       return;
     }
     Scratch<C> panel((count + W - 1) * CHUNK), own(most * count * W), spread(whole ? 0 : W * CHUNK);
     for (i64 d = 0; d < call.D; d += CHUNK) {
       const i64 n = std::min<i64>(CHUNK, call.D - d), head = d / size, heads = (d + n - 1) / size - head + 1;
       fill_panel<I, C>(panel, call, call.x, call.past, block, block.first - call.left, count + W - 1, d, n);
-      for (i64 h = 0; h < heads; ++h)
-        for (i64 t = 0; t < count; ++t)
-          fill_filter<C>(own + (h * count + t) * W, call, f, block, block.first + t, head + h);
+      for (i64 t = 0; t < count; ++t) fill_filters<C>(own + t * heads * W, call, block, block.first + t, head, heads);
       const auto tile = [&](auto tokens, auto vectors, i64 t, i64 c, const auto& filter) {
         Vec<C> z[tokens][vectors] = {};
         for (i64 w = 0; w < W; ++w)
           for (int v = 0; v < vectors; ++v) {
-            const Vec<C> s = f.taps.data ? load(taps + w * stride + d + c + v * L) : Vec<C>{};
+            const Vec<C> s = tap(w, d + c + v * L);
             for (int a = 0; a < tokens; ++a)
               z[a][v] += (s + filter(a, v, w)) * load(panel + (t + a + w) * CHUNK + c + v * L);
           }
         for (int a = 0; a < tokens; ++a)
-          for (int v = 0; v < vectors; ++v)
-            finish<S>(call, z[a][v], block, block.first + t + a, d + c + v * L, n - c - v * L);
+          for (int v = 0; v < vectors; ++v) finish(z[a][v], block.first + t + a, d + c + v * L, n - c - v * L);
       };
       if (whole) {
         for_tiles<2, 4, C>(count, n, [&](auto tokens, auto vectors, i64 t, i64 c) {
           const C* filters[vectors];
-          for (int v = 0; v < vectors; ++v) filters[v] = own + (((d + c + v * L) / size - head) * count + t) * W;
-          tile(tokens, vectors, t, c, [&](int a, int v, i64 w) { return Vec<C>{} + filters[v][a * W + w]; });
+          for (int v = 0; v < vectors; ++v) filters[v] = own + (t * heads + (d + c + v * L) / size - head) * W;
+          tile(tokens, vectors, t, c, [&](int a, int v, i64 w) { return Vec<C>{} + filters[v][a * heads * W + w]; });
         });
         continue;
       }
       for (i64 t = 0; t < count; ++t) {
         for (i64 w = 0; w < W; ++w)
-          for (i64 c = 0; c < n; ++c) spread[w * CHUNK + c] = own[(((d + c) / size - head) * count + t) * W + w];
+          for (i64 c = 0; c < n; ++c) spread[w * CHUNK + c] = own[(t * heads + (d + c) / size - head) * W + w];
         for (i64 c = 0; c < n; c += L)
           tile(Constant<1>{}, Constant<1>{}, t, c, [&](int, int, i64 w) { return load(spread + w * CHUNK + c); });
       }
@@ -90,15 +90,16 @@ template <class I, class S> void convolve(const Call& call, const Filters& f) {
 }
 
 // out[t, h, w] = scale * sum of dz[t, d] * x[t + w - left, d] over the channels d of head h.
-template <class Z, class S> void gradient(const Call& call, const Rows& dz, Compute<S>* out, i64 H) {
+template <class Z, class S> void gradient(const Call& call) {
   using C = Compute<S>;
   constexpr int L = LANES<C>;
-  const i64 W = call.W, size = call.D / H;
+  const i64 W = call.W, H = call.filters[0].heads, size = call.D / H;
+  C* const out = static_cast<C*>(call.at.out);
   for_blocks(call, call.D * W / L, [&](const Block& block) {
     const i64 count = block.tokens();
     if (W <= FEW) {
       const Window<S> x(call, call.x, call.past, block, block.first - call.left, count + W - 1);
-      const Window<Z> y(call, dz, {}, block, block.first, count);
+      const Window<Z> y(call, call.dz, {}, block, block.first, count);
       for (i64 t = 0; t < count; ++t)
         for (i64 h = 0; h < H; ++h)
           for (i64 w = 0; w < W; ++w) {
@@ -116,7 +117,7 @@ template <class Z, class S> void gradient(const Call& call, const Rows& dz, Comp
       for (i64 d = 0; d < size; d += CHUNK) {
         const i64 n = std::min<i64>(CHUNK, size - d);
         fill_panel<S, C>(x, call, call.x, call.past, block, block.first - call.left, count + W - 1, h * size + d, n);
-        fill_panel<Z, C>(y, call, dz, {}, block, block.first, count, h * size + d, n);
+        fill_panel<Z, C>(y, call, call.dz, {}, block, block.first, count, h * size + d, n);
         for (i64 t = 0; t < count; ++t) {
           C* row = out + ((block.row * call.T + block.start + block.first + t) * H + h) * W;
           const auto dots = [&](auto taps, i64 w) {
@@ -143,16 +144,10 @@ template <class Z, class S> void gradient(const Call& call, const Rows& dz, Comp
 
 using namespace dynaconv;
 
-EXPORT void dynaconv_dynamic(const Call* call, const Numbers* own, const Numbers* taps, i64 H, i64 static_heads,
-                                 i64 input, i64 output, i64 reversed) {
-  const Filters filters{*own, *taps, H, static_heads, reversed != 0};
-  dispatch(input, output, [&](auto i, auto s) { convolve<decltype(i), decltype(s)>(*call, filters); });
-  move_on(*call);
+EXPORT int32_t dynaconv_dynamic(const Plan* plan, const Places* at) {
+  return operate(plan, at, [](const Call& call, auto i, auto s) { convolve<decltype(i), decltype(s)>(call); });
 }
 
-EXPORT void dynaconv_dynamic_gradient(const Call* call, const Rows* dz, void* out, i64 H, i64 input, i64 output) {
-  dispatch(input, output, [&](auto z, auto s) {
-    using S = decltype(s);
-    gradient<decltype(z), S>(*call, *dz, static_cast<Compute<S>*>(out), H);
-  });
+EXPORT int32_t dynaconv_dynamic_gradient(const Plan* plan, const Places* at) {
+  return operate(plan, at, [](const Call& call, auto z, auto s) { gradient<decltype(z), decltype(s)>(call); });
 }

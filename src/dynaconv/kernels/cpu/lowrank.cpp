@@ -13,8 +13,11 @@ namespace {
 constexpr int TOKENS = BYTES == 64 ? 6 : 3;  // x 4 taps: with the basis they fill the vector registers
 
 struct Filters {
-  Numbers codes, basis, taps;  // codes: head is the rank; basis: row is the rank, head the channel
-  i64 R, static_heads;
+  const Numbers &codes, &basis, &taps;  // codes: head is the rank; basis: row is the rank, head the channel
+  const i64 R;
+
+  explicit Filters(const Call& call)
+      : codes(call.filters[0]), basis(call.filters[1]), taps(call.filters[2]), R(codes.heads) {}
 };
 
 template <class C> struct Packed {
@@ -30,7 +33,7 @@ template <class C> struct Packed {
                      ? static_cast<const C*>(f.basis.data)
                      : nullptr),
         basis(unpacked ? 0 : stride * R * W), taps(f.taps.data ? stride * W : 0) {
-    if (f.taps.data) fill_taps<C>(taps, f.taps, f.static_heads, call, stride, false);
+    if (f.taps.data) fill_taps<C>(taps, f.taps, call, stride, false);
     if (unpacked) return;
     for_each(stride / L, R * W * L, [&](i64 block) {
       C* to = basis + block * R * W * L;
@@ -102,12 +105,14 @@ template <class C> void fill_codes(C* to, const Filters& f, const Block& block, 
   }
 }
 
-template <class I, class S> void convolve(const Call& call, const Filters& f) {
+template <class I, class S> void convolve(const Call& call) {
   using C = Compute<S>;
+  const Filters f(call);
   constexpr int L = LANES<C>;
   const i64 W = call.W, R = f.R;
   const Packed<C> packed(call, f);
   for_blocks(call, call.D * (R + 1) * W / L, [&](const Block& block) {
+    const Finish<S> finish(call, block);
     Scratch<C> panel((block.tokens() + W - 1) * CHUNK), codes(block.tokens() * R);
     fill_codes<C>(codes, f, block, block.first, block.tokens());
     for (i64 d = 0; d < call.D; d += CHUNK) {
@@ -122,20 +127,22 @@ template <class I, class S> void convolve(const Call& call, const Filters& f) {
           for (int k = 0; k < taps; ++k)
             for (int a = 0; a < TT; ++a) z[a] += filters[a][k] * load(panel + (t + a + w + k) * CHUNK + c);
         });
-        for (int a = 0; a < TT; ++a) finish<S>(call, z[a], block, block.first + t + a, d + c, n - c);
+        for (int a = 0; a < TT; ++a) finish(z[a], block.first + t + a, d + c, n - c);
       });
     }
   });
 }
 
-// The gradient of x: dx[s] = sum_w f[t, w] * dz[t] with t = s + left - w. call.x is dz.
-template <class Z, class S> void transpose(const Call& call, const Filters& f) {
+// The gradient of x: dx[s] = sum_w f[t, w] * dz[t] with t = s + W - 1 - left - w. call.x is dz.
+template <class Z, class S> void transpose(const Call& call) {
   using C = Compute<S>;
+  const Filters f(call);
   constexpr int L = LANES<C>;
   const i64 W = call.W, R = f.R;
   const Packed<C> packed(call, f);
   for_blocks(call, call.D * (R + 1) * W / L, [&](const Block& block) {
-    const i64 count = block.tokens() + W - 1, first = block.first + call.left - (W - 1);
+    const Finish<S> finish(call, block);
+    const i64 count = block.tokens() + W - 1, first = block.first - call.left;
     Scratch<C> panel(count * CHUNK), codes(count * R), products(count * W * L);
     fill_codes<C>(codes, f, block, first, count);
     for (i64 d = 0; d < call.D; d += CHUNK) {
@@ -155,7 +162,7 @@ template <class Z, class S> void transpose(const Call& call, const Filters& f) {
         for (i64 s = 0; s < block.tokens(); ++s) {
           Vec<C> z = {};
           for (i64 w = 0; w < W; ++w) z += load(products + ((s + W - 1 - w) * W + w) * L);
-          finish<S>(call, z, block, block.first + s, d + c, n - c);
+          finish(z, block.first + s, d + c, n - c);
         }
       }
     }
@@ -165,10 +172,11 @@ template <class Z, class S> void transpose(const Call& call, const Filters& f) {
 // With p[t, w, d] = dz[t, d] * x[t + w - left, d]:
 //   dcodes[t, r] = scale * sum of p[t, w, d] basis[r, d, w] over w and d, [B, T, R],
 //   partial[g, r, w, d] = sum of codes[t, r] p[t, w, d] over the tokens t of the blocks of group g, [G, R, W, stride].
-template <class Z, class S>
-void gradient(const Call& call, const Rows& dz, const Filters& f, Compute<S>* dcodes, Compute<S>* partial, i64 groups,
-              i64 stride) {
+template <class Z, class S> void gradient(const Call& call) {
   using C = Compute<S>;
+  const Filters f(call);
+  C *const dcodes = static_cast<C*>(call.at.out), *const partial = static_cast<C*>(call.at.partial);
+  const i64 groups = call.groups, stride = call.stride;
   constexpr int L = LANES<C>;
   const i64 W = call.W, R = f.R;
   const Packed<C> packed(call, f, true);
@@ -186,7 +194,7 @@ void gradient(const Call& call, const Rows& dz, const Filters& f, Compute<S>* dc
       for (i64 d = 0; d < call.D; d += CHUNK) {
         const i64 n = std::min<i64>(CHUNK, call.D - d);
         fill_panel<S, C>(x, call, call.x, call.past, block, block.first - call.left, count + W - 1, d, n);
-        fill_panel<Z, C>(y, call, dz, {}, block, block.first, count, d, n);
+        fill_panel<Z, C>(y, call, call.dz, {}, block, block.first, count, d, n);
         for (i64 c = 0; c < n; c += L) {
           for (i64 t = 0; t < count; ++t)
             for (i64 w = 0; w < W; ++w)
@@ -237,23 +245,14 @@ void gradient(const Call& call, const Rows& dz, const Filters& f, Compute<S>* dc
 
 using namespace dynaconv;
 
-EXPORT void dynaconv_lowrank(const Call* call, const Numbers* numbers, i64 R, i64 static_heads, i64 input,
-                                 i64 output, i64 transposed) {
-  const Filters filters{numbers[0], numbers[1], numbers[2], R, static_heads};
-  dispatch(input, output, [&](auto i, auto s) {
+EXPORT int32_t dynaconv_lowrank(const Plan* plan, const Places* at) {
+  return operate(plan, at, [](const Call& call, auto i, auto s) {
     using I = decltype(i);
     using S = decltype(s);
-    transposed ? transpose<I, S>(*call, filters) : convolve<I, S>(*call, filters);
+    call.reversed ? transpose<I, S>(call) : convolve<I, S>(call);
   });
-  move_on(*call);
 }
 
-EXPORT void dynaconv_lowrank_gradient(const Call* call, const Rows* dz, const Numbers* numbers, i64 R, void* dcodes,
-                                      void* partial, i64 groups, i64 stride, i64 input, i64 output) {
-  const Filters filters{numbers[0], numbers[1], {}, R, 1};
-  dispatch(input, output, [&](auto z, auto s) {
-    using S = decltype(s);
-    using C = Compute<S>;
-    gradient<decltype(z), S>(*call, *dz, filters, static_cast<C*>(dcodes), static_cast<C*>(partial), groups, stride);
-  });
+EXPORT int32_t dynaconv_lowrank_gradient(const Plan* plan, const Places* at) {
+  return operate(plan, at, [](const Call& call, auto z, auto s) { gradient<decltype(z), decltype(s)>(call); });
 }

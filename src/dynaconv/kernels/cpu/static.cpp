@@ -8,27 +8,33 @@
 namespace dynaconv {
 namespace {
 
-template <class I, class S> void convolve(const Call& call, const Numbers& filters, i64 H, bool reversed) {
+template <class I, class S> void convolve(const Call& call) {
   using C = Compute<S>;
   constexpr int L = LANES<C>;
-  const i64 stride = (call.D + L - 1) / L * L, W = call.W;
+  const i64 stride = (call.D + L - 1) / L * L, W = call.W, D = call.D;
   Scratch<C> taps(W * stride);
-  fill_taps<C>(taps, filters, H, call, stride, reversed);
-  for_blocks(call, call.D * W / L, [&](const Block& block) {
+  fill_taps<C>(taps, call.filters[0], call, stride, call.reversed);
+  for_blocks(call, D * W / L, [&](const Block& block) {
+    const Finish<S> finish(call, block);
     if (W <= FEW) {
       const Window<I> x(call, call.x, call.past, block, block.first - call.left, block.tokens() + W - 1);
-      for (i64 d = 0; d < call.D; d += PIECE)
-        for (i64 t = 0; t < block.tokens(); ++t)
-          for (i64 c = d; c < std::min(call.D, d + PIECE); c += L) {
-            Vec<C> z = {};
-            for (i64 w = 0; w < W; ++w) z += load(taps + w * stride + c) * load_some(x.rows[t + w] + c, call.D - c);
-            finish<S>(call, z, block, block.first + t, c, call.D - c);
-          }
+      for (i64 d = 0; d < D; d += PIECE)
+        for_rows<4, 2, C>(block.tokens(), d, std::min(D, d + PIECE), [&](auto tokens, auto vectors, i64 t, i64 c) {
+          const i64 n = vectors > 1 ? L : D - c;
+          Vec<C> z[tokens][vectors] = {};
+          for (i64 w = 0; w < W; ++w)
+            for (int v = 0; v < vectors; ++v) {
+              const Vec<C> f = load(taps + w * stride + c + v * L);
+              for (int a = 0; a < tokens; ++a) z[a][v] += f * load_some(x.rows[t + a + w] + c + v * L, n);
+            }
+          for (int a = 0; a < tokens; ++a)
+            for (int v = 0; v < vectors; ++v) finish(z[a][v], block.first + t + a, c + v * L, n);
+        });
       return;
     }
     Scratch<C> panel((block.tokens() + W - 1) * CHUNK);
-    for (i64 d = 0; d < call.D; d += CHUNK) {
-      const i64 n = std::min<i64>(CHUNK, call.D - d);
+    for (i64 d = 0; d < D; d += CHUNK) {
+      const i64 n = std::min<i64>(CHUNK, D - d);
       fill_panel<I, C>(panel, call, call.x, call.past, block, block.first - call.left, block.tokens() + W - 1, d, n);
       for_tiles<4, 2, C>(block.tokens(), n, [&](auto tokens, auto vectors, i64 t, i64 c) {
         Vec<C> z[tokens][vectors] = {};
@@ -38,18 +44,18 @@ template <class I, class S> void convolve(const Call& call, const Numbers& filte
             for (int a = 0; a < tokens; ++a) z[a][v] += f * load(panel + (t + a + w) * CHUNK + c + v * L);
           }
         for (int a = 0; a < tokens; ++a)
-          for (int v = 0; v < vectors; ++v)
-            finish<S>(call, z[a][v], block, block.first + t + a, d + c + v * L, n - c - v * L);
+          for (int v = 0; v < vectors; ++v) finish(z[a][v], block.first + t + a, d + c + v * L, n - c - v * L);
       });
     }
   });
 }
 
 // partial[g, w, d] = sum of dz[t, d] * x[t + w - left, d] over the tokens t of the blocks of group g.
-template <class Z, class S> void gradient(const Call& call, const Rows& dz, Compute<S>* partial, i64 groups) {
+template <class Z, class S> void gradient(const Call& call) {
   using C = Compute<S>;
   constexpr int L = LANES<C>;
-  const i64 W = call.W, chunks = (call.D + CHUNK - 1) / CHUNK;
+  const i64 W = call.W, chunks = (call.D + CHUNK - 1) / CHUNK, groups = call.groups;
+  C* const partial = static_cast<C*>(call.at.partial);
   const std::vector<Block> blocks = blocks_of(call);
   const i64 count = blocks.size();
   if (W <= FEW)
@@ -59,7 +65,7 @@ template <class Z, class S> void gradient(const Call& call, const Rows& dz, Comp
       for (i64 b = count * group / groups; b < count * (group + 1) / groups; ++b) {
         const Block& block = blocks[b];
         const Window<S> x(call, call.x, call.past, block, block.first - call.left, block.tokens() + W - 1);
-        const Window<Z> y(call, dz, {}, block, block.first, block.tokens());
+        const Window<Z> y(call, call.dz, {}, block, block.first, block.tokens());
         for (i64 first = 0; first < block.tokens(); first += PAGES)
           for_tiles<4, 2, C>(W, call.D, [&](auto taps, auto vectors, i64 w, i64 c) {
             Vec<C> sum[taps][vectors], g[vectors];
@@ -85,7 +91,7 @@ template <class Z, class S> void gradient(const Call& call, const Rows& dz, Comp
     for (i64 b = count * group / groups; b < count * (group + 1) / groups; ++b) {
       const Block& block = blocks[b];
       fill_panel<S, C>(x, call, call.x, call.past, block, block.first - call.left, block.tokens() + W - 1, d, n);
-      fill_panel<Z, C>(y, call, dz, {}, block, block.first, block.tokens(), d, n);
+      fill_panel<Z, C>(y, call, call.dz, {}, block, block.first, block.tokens(), d, n);
       for_tiles<8, 1, C>(W, n, [&](auto taps, auto, i64 w, i64 c) {
         Vec<C> sum[taps];
         for (int a = 0; a < taps; ++a) sum[a] = load(total + (w + a) * CHUNK + c);
@@ -105,14 +111,10 @@ template <class Z, class S> void gradient(const Call& call, const Rows& dz, Comp
 
 using namespace dynaconv;
 
-EXPORT void dynaconv_static(const Call* call, const Numbers* filters, i64 H, i64 input, i64 output, i64 reversed) {
-  dispatch(input, output, [&](auto i, auto s) { convolve<decltype(i), decltype(s)>(*call, *filters, H, reversed); });
-  move_on(*call);
+EXPORT int32_t dynaconv_static(const Plan* plan, const Places* at) {
+  return operate(plan, at, [](const Call& call, auto i, auto s) { convolve<decltype(i), decltype(s)>(call); });
 }
 
-EXPORT void dynaconv_static_gradient(const Call* call, const Rows* dz, void* partial, i64 groups, i64 input, i64 output) {
-  dispatch(input, output, [&](auto z, auto s) {
-    using S = decltype(s);
-    gradient<decltype(z), S>(*call, *dz, static_cast<Compute<S>*>(partial), groups);
-  });
+EXPORT int32_t dynaconv_static_gradient(const Plan* plan, const Places* at) {
+  return operate(plan, at, [](const Call& call, auto z, auto s) { gradient<decltype(z), decltype(s)>(call); });
 }

@@ -4,39 +4,28 @@ import torch
 from torch import Tensor
 
 from ..options import Options
-from .runtime import Gradients, Stream, convolve, groups, numbers
+from .runtime import Gradients, convolve, groups
 
 
 def forward(
-    x: Tensor, filters: Tensor, bias: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None, options: Options,
-    dtype: torch.dtype, grad: Tensor | None = None, stream: Stream | None = None,
+    x: Tensor, filters: Tensor, bias: Tensor | None, past: Tensor | None, cu_seqlens: Tensor | None, options: Options,
+    dtype: torch.dtype, grad: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """The operator with filters [H, W]; with `grad` the gradient of the sum behind SiLU instead, in `dtype`."""
-    width = filters.shape[1]
-    return convolve("static", _filters(filters), x, width, bias, state, cu_seqlens, options, dtype, grad, stream)
+    return convolve("static", x, (filters,), bias, past, cu_seqlens, options, dtype, grad)
 
 
 def backward(
-    dz: Tensor, grad: Tensor, x: Tensor, filters: Tensor, state: Tensor | None, cu_seqlens: Tensor | None,
+    dz: Tensor, grad: Tensor, x: Tensor, filters: Tensor, past: Tensor | None, cu_seqlens: Tensor | None,
     options: Options, dtype: torch.dtype, of_inputs: bool, of_filters: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Gradients of x, of the filters and of the state, from those of the sum, `dz`, and of the output, `grad`.
-
-    Those that are not wanted are empty.
-    """
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """Gradients of x, of the filters and of `past`, as far as they are wanted."""
     (B, T, D), (H, W) = x.shape, filters.shape
-    gradients = Gradients(dz, grad, x, state, cu_seqlens, options, dtype, W)
-    dx, df, dstate = x.new_empty(0), filters.new_empty(0), None
-    if of_inputs:
-        dx, dstate = gradients.of_inputs("static", _filters(filters), left=W - 1 - options.left)
+    gradients = Gradients("static", (filters,), dz, grad, x, past, cu_seqlens, options, dtype)
+    dx, dpast = gradients.of_inputs() if of_inputs else (None, None)
+    dfilters = None
     if of_filters:
-        count = groups(B * T, W)
-        partial = x.new_empty(count, W, D, dtype=dtype)
-        gradients.of_filters("static", partial.data_ptr(), count)
-        total = partial.sum(0).unflatten(1, (H, -1)).sum(2).T * options.scale
-        df = total.to(filters.dtype).contiguous()
-    return dx.to(x.dtype), df, dstate
-
-
-def _filters(filters: Tensor) -> tuple[bytes, int]:
-    return numbers(filters, None, None, 0, 1), len(filters)
+        partial = x.new_empty(groups(B * T, W), W, D, dtype=dtype)
+        gradients.of_filters(None, partial)
+        dfilters = partial.sum(0).unflatten(1, (H, -1)).sum(2).T * options.scale
+    return dx, dfilters, dpast

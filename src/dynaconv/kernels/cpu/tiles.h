@@ -20,29 +20,65 @@ template <int N> using Constant = std::integral_constant<int, N>;
 
 constexpr int CHUNK = 64;  // channels of a panel: a window of rows stays in the L1 cache
 
-// A tensor [rows, tokens, channels] with a stride of 1 in its channels; data is null where there is none.
+// Where rows and tokens of a tensor [rows, tokens, channels] are; its channels lie one after the other.
+struct Strides {
+  i64 row, token;
+};
+
+// Filters, codes or a basis: numbers of any dtype, [..., heads, taps] with any strides.
+struct Axes {
+  i64 dtype, row, token, head, tap, heads;
+};
+
+// What all calls with tensors of the same shapes, strides and dtypes have in common. The output is
+// scale * (activation(sum + bias) + residual), or where there is `grad`, the gradient of the output, the gradient of the
+// sum: a tensor in the dtype of computation.
+struct Plan {
+  Strides x, residual, grad, past, dz, buffer;  // past: [M, W-1, D], the inputs before each sequence; dz: gradient of the sum
+  i64 B, T, D, W, N, left, silu;
+  double scale;
+  i64 size, bytes, rows;  // of the buffer [rows, size, D] and of its numbers
+  i64 input, output;    // dtypes of what is summed and of the output
+  i64 reversed;         // the gradient of x, from filters the other way round
+  i64 groups, stride;   // of partial sums over tokens, and from one of their rows to the next
+  Axes filters[3];
+};
+
+// Where the tensors of a call are; null where there is none.
+struct Places {
+  const void *x, *residual, *grad, *past, *dz;
+  void* buffer;                  // moves on to the last inputs of every sequence behind the operator
+  const i64 *indices, *ends;     // [N] rows of `past` and `buffer`, negative for none; [N + 1] ends of packed sequences
+  const void* bias;              // [D], in the dtype of computation
+  void *out, *out_past;          // [B, T, D], and for gradients [N, W-1, D], that of `past`
+  void* partial;                 // sums over tokens, one for each of `groups`
+  const void* filters[3];
+};
+
 struct Rows {
   const void* data;
   i64 row, token;
 };
 
-// Numbers of any dtype, [..., heads, taps] with any strides: filters, codes and the basis.
-struct Numbers {
+struct Numbers : Axes {
   const void* data;
-  i64 dtype, row, token, head, tap;
 };
 
-// What every operator is given. The output is scale * (activation(sum + bias) + residual), or where `grad`, the
-// gradient of the output, is given, the gradient of the sum: a tensor in the dtype of computation.
-struct Call {
-  Rows x, residual, grad, past;  // past: [M, W-1, D], the inputs before each sequence
-  const i64 *indices, *ends;     // [N] rows of `past`, negative for none; [N + 1] ends of packed sequences
-  const void* bias;              // [D], in the dtype of computation
-  void *out, *out_past;          // [B, T, D], and for gradients [N, W-1, D], that of `past`
-  i64 B, T, D, W, N, left, silu;
-  double scale;
-  Rows buffer;  // [M, size, D] numbers of `bytes`: moves on to the last inputs of every sequence behind the operator
-  i64 size, bytes;
+struct Call : Plan {
+  const Places& at;
+  Rows x, residual, grad, past, dz;
+  Numbers filters[3];
+
+  Call(const Plan& plan, const Places& at)
+      : Plan(plan), at(at), x{at.x, plan.x.row, plan.x.token}, residual{at.residual, plan.residual.row, plan.residual.token},
+        grad{at.grad, plan.grad.row, plan.grad.token}, past{at.past, plan.past.row, plan.past.token},
+        dz{at.dz, plan.dz.row, plan.dz.token} {
+    for (int i = 0; i < 3; ++i) filters[i] = {plan.filters[i], at.filters[i]};
+    if (at.buffer) {
+      const i64 spare = (size - W + 1) * buffer.token * bytes;
+      past = {static_cast<const char*>(at.buffer) + spare, buffer.row, buffer.token};
+    }
+  }
 };
 
 // Tokens first..last-1 of the `length` tokens of a sequence, which begins at token `start` of row `row` of the batch.
@@ -73,9 +109,9 @@ inline std::vector<Block> blocks_of(const Call& call, i64 limit = 64) {
   const i64 size = std::max<i64>(8, std::min<i64>(limit, call.B * call.T / 32));
   std::vector<Block> blocks;
   for (i64 n = 0; n < call.N; ++n) {
-    const i64 start = call.ends ? call.ends[n] : 0, length = call.ends ? call.ends[n + 1] - start : call.T;
-    for (i64 first = call.out_past ? 1 - call.W : 0; first < length; first += size)
-      blocks.push_back({n, call.ends ? 0 : n, start, length, first, std::min(length, first + size)});
+    const i64 start = call.at.ends ? call.at.ends[n] : 0, length = call.at.ends ? call.at.ends[n + 1] - start : call.T;
+    for (i64 first = call.at.out_past ? 1 - call.W : 0; first < length; first += size)
+      blocks.push_back({n, call.at.ends ? 0 : n, start, length, first, std::min(length, first + size)});
   }
   return blocks;
 }
@@ -106,7 +142,7 @@ template <class S> inline void store_some(S* p, Vec<Compute<S>> v, i64 count) {
 template <class I> inline const I* token_of(const Call& call, const Rows& x, const Rows& past, const Block& block, i64 t) {
   if (t >= 0 && t < block.length)
     return static_cast<const I*>(x.data) + block.row * x.row + (block.start + t) * x.token;
-  const i64 row = call.indices ? call.indices[block.sequence] : block.sequence;
+  const i64 row = call.at.indices ? call.at.indices[block.sequence] : block.sequence;
   if (t >= 0 || !past.data || row < 0) return nullptr;
   return static_cast<const I*>(past.data) + row * past.row + (t + call.W - 1) * past.token;
 }
@@ -129,14 +165,16 @@ constexpr i64 PIECE = 512;   // channels at a time, whose taps and rows stay in 
 constexpr i64 PAGES = 16;    // tokens at a time, whose rows the TLB can hold
 
 template <class I> struct Window {
-  Scratch<I> zeros;
   std::vector<const I*> rows;  // of tokens first..first+count-1
+  std::vector<I> zeros;        // the row of a token outside the sequence
 
-  Window(const Call& call, const Rows& x, const Rows& past, const Block& block, i64 first, i64 count)
-      : zeros(call.D), rows(count, zeros.data) {
-    std::fill_n(zeros.data, call.D, I{});
-    for (i64 i = 0; i < count; ++i)
-      if (const I* p = token_of<I>(call, x, past, block, first + i)) rows[i] = p;
+  Window(const Call& call, const Rows& x, const Rows& past, const Block& block, i64 first, i64 count) : rows(count) {
+    for (i64 i = 0; i < count; ++i) {
+      rows[i] = token_of<I>(call, x, past, block, first + i);
+      if (rows[i]) continue;
+      if (zeros.empty()) zeros.resize(call.D);
+      rows[i] = zeros.data();
+    }
   }
 };
 
@@ -144,10 +182,15 @@ template <class I> struct Window {
 constexpr i64 dtype_of(float) { return 0; }
 constexpr i64 dtype_of(double) { return 1; }
 
-// Reads `count` numbers of one tensor, `step` apart.
-template <class C> void read(C* to, const Numbers& from, i64 offset, i64 step, i64 count) {
+// Reads [rows][count] numbers of one tensor, a row `row_step` behind the one before, and a number `step`.
+template <class C>
+void read(C* to, const Numbers& from, i64 offset, i64 step, i64 count, i64 row_step = 0, i64 rows = 1) {
   const auto copy = [&](const auto* p) {
-    for (i64 i = 0; i < count; ++i) to[i] = scalar(p + offset + i * step);
+    p += offset;
+    if constexpr (std::is_same_v<decltype(p), const C*>)
+      if (step == 1 && (rows == 1 || row_step == count)) return static_cast<void>(std::copy_n(p, rows * count, to));
+    for (i64 row = 0; row < rows; ++row)
+      for (i64 i = 0; i < count; ++i) *to++ = scalar(p + row * row_step + i * step);
   };
   switch (from.dtype) {
     case 0: return copy(static_cast<const float*>(from.data));
@@ -157,18 +200,18 @@ template <class C> void read(C* to, const Numbers& from, i64 offset, i64 step, i
   }
 }
 
-// Static filters [H, W] as taps, [W][padded D]: one row of channels for every tap; reversed, for gradients.
-template <class C> void fill_taps(C* taps, const Numbers& filters, i64 H, const Call& call, i64 stride, bool reversed) {
-  if (H == call.D) {
+// Static filters [H, W] as taps, [W][stride]: one row of channels for every tap; reversed, for gradients.
+template <class C> void fill_taps(C* taps, const Numbers& filters, const Call& call, i64 stride, bool reversed) {
+  const i64 H = filters.heads, size = call.D / H, first = reversed ? call.W - 1 : 0, step = reversed ? -1 : 1;
+  if (size == 1) {
     for (i64 w = 0; w < call.W; ++w)
-      read<C>(taps + w * stride, filters, (reversed ? call.W - 1 - w : w) * filters.tap, filters.head, H);
+      read<C>(taps + w * stride, filters, (first + w * step) * filters.tap, filters.head, H);
     return;
   }
   Scratch<C> filter(call.W);
-  for (i64 h = 0, size = call.D / H; h < H; ++h) {
-    read<C>(filter, filters, h * filters.head, filters.tap, call.W);
-    for (i64 w = 0; w < call.W; ++w)
-      std::fill_n(taps + w * stride + h * size, size, filter[reversed ? call.W - 1 - w : w]);
+  for (i64 h = 0; h < H; ++h) {
+    read<C>(filter, filters, h * filters.head + first * filters.tap, step * filters.tap, call.W);
+    for (i64 w = 0; w < call.W; ++w) std::fill_n(taps + w * stride + h * size, size, filter[w]);
   }
 }
 
@@ -182,6 +225,18 @@ template <int TT, int NV, class C, class F> inline void for_tiles(i64 tokens, i6
   };
   for (; c + NV * LANES<C> <= n; c += NV * LANES<C>) column(Constant<NV>{});
   for (; c < n; c += LANES<C>) column(Constant<1>{});
+}
+
+// The same where rows are read as they lie: along the channels first..last-1 of a few tokens, then of the next ones.
+template <int TT, int NV, class C, class F> inline void for_rows(i64 tokens, i64 first, i64 last, const F& tile) {
+  const auto row = [&](auto count, i64 t) {
+    i64 c = first;
+    for (; c + NV * LANES<C> <= last; c += NV * LANES<C>) tile(count, Constant<NV>{}, t, c);
+    for (; c < last; c += LANES<C>) tile(count, Constant<1>{}, t, c);
+  };
+  i64 t = 0;
+  for (; t + TT <= tokens; t += TT) row(Constant<TT>{}, t);
+  for (; t < tokens; ++t) row(Constant<1>{}, t);
 }
 
 inline Vec<float> exponential(Vec<float> x) {
@@ -203,38 +258,69 @@ inline Vec<double> exponential(Vec<double> x) {
   return x;
 }
 
-// What follows the sum z of channels d..d+count-1 of a token.
-template <class S>
-inline void finish(const Call& call, Vec<Compute<S>> z, const Block& block, i64 t, i64 d, i64 count) {
+// What follows the sums of a block, of one vector of channels at a time.
+template <class S> struct Finish {
   using C = Compute<S>;
-  const auto at = [&](const Rows& x) {
-    return load_some(static_cast<const S*>(x.data) + block.row * x.row + (block.start + t) * x.token + d, count);
-  };
-  if (t < 0)
-    return store_some(static_cast<C*>(call.out_past) + (block.sequence * (call.W - 1) + call.W - 1 + t) * call.D + d,
-                      z * static_cast<C>(call.scale), count);
-  const i64 place = (block.row * call.T + block.start + t) * call.D + d;
-  S* out = static_cast<S*>(call.out) + place;
-  if (call.indices && call.indices[block.sequence] < 0) return store_some(out, Vec<C>{}, count);
-  if (call.bias) z += load_some(static_cast<const C*>(call.bias) + d, count);
-  const Vec<C> gate = call.silu ? 1 / (1 + exponential(-z)) : Vec<C>{} + 1;
-  if (call.grad.data)
-    return store_some(static_cast<C*>(call.out) + place, at(call.grad) * gate * (1 + z * (1 - gate)), count);
-  z *= gate;
-  if (call.residual.data) z += at(call.residual);
-  store_some(out, z * static_cast<C>(call.scale), count);
+  const Call& call;
+  const Block& block;
+  const C scale;
+  S* const out;      // where its sequence begins
+  const bool plain;  // nothing but the factor follows
+
+  Finish(const Call& call, const Block& block)
+      : call(call), block(block), scale(static_cast<C>(call.scale)),
+        out(static_cast<S*>(call.at.out) + (block.row * call.T + block.start) * call.D),
+        plain(!call.silu && !call.at.bias && !call.residual.data && !call.grad.data && !call.at.out_past &&
+              !(call.at.indices && call.at.indices[block.sequence] < 0)) {}
+
+  // z: the sum of channels d..d+count-1, or of as many as a vector has, of token t of the sequence.
+  void operator()(Vec<C> z, i64 t, i64 d, i64 count) const {
+    if (plain && count >= LANES<C>) return store(out + t * call.D + d, z * scale);
+    rest(z, t, d, count);
+  }
+
+  __attribute__((noinline)) void rest(Vec<C> z, i64 t, i64 d, i64 count) const {
+    if (t < 0)
+      return store_some(static_cast<C*>(call.at.out_past) + (block.sequence * (call.W - 1) + call.W - 1 + t) * call.D + d,
+                        z * scale, count);
+    S* to = out + t * call.D + d;
+    if (call.at.indices && call.at.indices[block.sequence] < 0) return store_some(to, Vec<C>{}, count);
+    const auto at = [&](const Rows& x) {
+      return load_some(static_cast<const S*>(x.data) + block.row * x.row + (block.start + t) * x.token + d, count);
+    };
+    if (call.at.bias) z += load_some(static_cast<const C*>(call.at.bias) + d, count);
+    const Vec<C> gate = call.silu ? 1 / (1 + exponential(-z)) : Vec<C>{} + 1;
+    if (call.grad.data)
+      return store_some(static_cast<C*>(call.at.out) + (block.row * call.T + block.start + t) * call.D + d,
+                        at(call.grad) * gate * (1 + z * (1 - gate)), count);
+    z *= gate;
+    if (call.residual.data) z += at(call.residual);
+    store_some(to, z * scale, count);
+  }
+};
+
+// Whether every sequence has a row of its own in the buffer, or none.
+inline bool rows_are_valid(const Call& call) {
+  if (!call.at.buffer || !call.at.indices) return true;
+  std::vector<bool> used(call.rows);
+  for (i64 n = 0; n < call.N; ++n) {
+    const i64 row = call.at.indices[n];
+    if (row >= call.rows || (row >= 0 && used[row])) return false;
+    if (row >= 0) used[row] = true;
+  }
+  return true;
 }
 
 // Moves the buffer of the call on.
 inline void move_on(const Call& call) {
-  if (!call.buffer.data) return;
+  if (!call.at.buffer) return;
   const i64 width = call.D * call.bytes, step = call.buffer.token * call.bytes;
   for_each(call.N, call.size * call.D, [&](i64 n) {
-    const i64 row = call.indices ? call.indices[n] : n, start = call.ends ? call.ends[n] : 0;
-    const i64 length = call.ends ? call.ends[n + 1] - start : call.T, kept = std::max<i64>(0, call.size - length);
+    const i64 row = call.at.indices ? call.at.indices[n] : n, start = call.at.ends ? call.at.ends[n] : 0;
+    const i64 length = call.at.ends ? call.at.ends[n + 1] - start : call.T, kept = std::max<i64>(0, call.size - length);
     if (row < 0 || length == 0) return;
-    char* to = static_cast<char*>(const_cast<void*>(call.buffer.data)) + row * call.buffer.row * call.bytes;
-    const char* x = static_cast<const char*>(call.x.data) + (call.ends ? 0 : n) * call.x.row * call.bytes;
+    char* to = static_cast<char*>(call.at.buffer) + row * call.buffer.row * call.bytes;
+    const char* x = static_cast<const char*>(call.x.data) + (call.at.ends ? 0 : n) * call.x.row * call.bytes;
     for (i64 i = 0; i < kept; ++i) std::memcpy(to + i * step, to + (i + length) * step, width);
     for (i64 i = kept; i < call.size; ++i)
       std::memcpy(to + i * step, x + (start + length - call.size + i) * call.x.token * call.bytes, width);
@@ -242,11 +328,20 @@ inline void move_on(const Call& call) {
 }
 
 // Runs a template for the dtypes of what is summed and of the output.
-template <class F> void dispatch(i64 input, i64 output, const F& run) {
-  if (output == 0) return run(float{}, float{});
-  if (output == 1) return run(double{}, double{});
-  if (output == 2) return input == 0 ? run(float{}, bf16{}) : run(bf16{}, bf16{});
-  return input == 0 ? run(float{}, fp16{}) : run(fp16{}, fp16{});
+template <class F> void dispatch(const Call& call, const F& run) {
+  if (call.output == 0) return run(float{}, float{});
+  if (call.output == 1) return run(double{}, double{});
+  if (call.output == 2) return call.input == 0 ? run(float{}, bf16{}) : run(bf16{}, bf16{});
+  return call.input == 0 ? run(float{}, fp16{}) : run(fp16{}, fp16{});
+}
+
+// An operator as a whole; 1 where the rows of its buffer are wrong, and nothing was done.
+template <class F> int32_t operate(const Plan* plan, const Places* at, const F& convolve) {
+  const Call call(*plan, *at);
+  if (!rows_are_valid(call)) return 1;
+  dispatch(call, [&](auto input, auto output) { convolve(call, input, output); });
+  move_on(call);
+  return 0;
 }
 
 }  // namespace dynaconv

@@ -7,7 +7,7 @@ from .finish import finish, padded
 
 
 def dynamic_conv(
-    x: Tensor, filters: Tensor, static: Tensor | None, bias: Tensor | None, state: Tensor | None, options: Options
+    x: Tensor, filters: Tensor, static: Tensor | None, bias: Tensor | None, past: Tensor | None, options: Options
 ) -> Tensor:
     """sum_w (filters[b, t, d // (D // H), w] + static[d // (D // Hs), w]) * x[b, t + w - left, d], then the options.
 
@@ -16,7 +16,7 @@ def dynamic_conv(
         filters: [B, T, H, W].
         static: [Hs, W], added to the filters of every token.
         bias: [D].
-        state: [B, W-1, D], the inputs before x.
+        past: [B, W-1, D], the inputs before x.
         options: padding, activation, residual, scale.
 
     Returns:
@@ -24,7 +24,7 @@ def dynamic_conv(
     """
     (B, T, D), (H, W) = x.shape, filters.shape[2:]
     dtype = compute_dtype(x, filters, static, bias)
-    inputs, filters = padded(x, state, W, options.left, dtype), filters.to(dtype)
+    inputs, filters = padded(x, past, W, options.left, dtype), filters.to(dtype)
     taps = None if static is None else static.to(dtype).repeat_interleave(D // static.shape[0], dim=0)
     total = inputs.new_zeros(B, T, D)
     for w in range(W):

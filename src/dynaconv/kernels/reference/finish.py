@@ -7,10 +7,10 @@ from torch import Tensor
 from ..options import Options
 
 
-def padded(x: Tensor, state: Tensor | None, width: int, left: int, dtype: torch.dtype) -> Tensor:
-    """The inputs in `dtype` with the state, or `left` zeros, before them, and zeros behind: [B, T + width - 1, D]."""
-    if state is not None:
-        return torch.cat([state.to(dtype), x.to(dtype)], dim=1)
+def padded(x: Tensor, past: Tensor | None, width: int, left: int, dtype: torch.dtype) -> Tensor:
+    """The inputs in `dtype` with `past`, or `left` zeros, before them, and zeros behind: [B, T + width - 1, D]."""
+    if past is not None:
+        return torch.cat([past.to(dtype), x.to(dtype)], dim=1)
     return F.pad(x.to(dtype), (0, 0, left, width - 1 - left))
 
 

@@ -8,7 +8,7 @@ from .finish import finish, padded
 
 
 def lowrank_conv(
-    x: Tensor, codes: Tensor, basis: Tensor, static: Tensor | None, bias: Tensor | None, state: Tensor | None,
+    x: Tensor, codes: Tensor, basis: Tensor, static: Tensor | None, bias: Tensor | None, past: Tensor | None,
     options: Options,
 ) -> Tensor:  # fmt: skip
     """sum_w (sum_r codes[b, t, r] basis[r, d, w] + static[d // (D // Hs), w]) * x[b, t + w - left, d], the options.
@@ -19,7 +19,7 @@ def lowrank_conv(
         basis: [R, D, W].
         static: [Hs, W], added to the filters of every token.
         bias: [D].
-        state: [B, W-1, D], the inputs before x.
+        past: [B, W-1, D], the inputs before x.
         options: padding, activation, residual, scale.
 
     Returns:
@@ -27,7 +27,7 @@ def lowrank_conv(
     """
     T, D, W = *x.shape[1:], basis.shape[2]
     dtype = compute_dtype(x, codes, basis, static, bias)
-    inputs, codes, basis = padded(x, state, W, options.left, dtype), codes.to(dtype), basis.to(dtype)
+    inputs, codes, basis = padded(x, past, W, options.left, dtype), codes.to(dtype), basis.to(dtype)
     taps = None if static is None else static.to(dtype).repeat_interleave(D // static.shape[0], dim=0)
     total = inputs.new_zeros(x.shape)
     for w in range(W):

@@ -1,6 +1,6 @@
 """The definitions with the arguments of the operators `dynaconv::...`, their gradients, and the gradients of these.
 
-`tensors` are the tensors of an operator in its order, x, the filters, bias, state; None for those it was not given.
+`tensors` are the tensors of an operator in its order, x, the filters, bias, past; None for those it was not given.
 """
 
 import itertools
@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import Tensors
+from ..operators import Operator
 from ..options import Options
 from ..sequences import sequence_ends
 from .dynamic import dynamic_conv
@@ -17,39 +19,52 @@ from .lowrank import lowrank_conv
 from .static import static_conv
 
 _DEFINITIONS: dict[str, Callable[..., Tensor]] = {
-    "static_conv": static_conv, "dynamic_conv": dynamic_conv, "lowrank_conv": lowrank_conv,
-}  # fmt: skip
+    "static": static_conv,
+    "dynamic": dynamic_conv,
+    "lowrank": lowrank_conv,
+}
 
-Tensors = Sequence[Any]
 
-
-def convolve(name: str, tensors: Tensors, cu_seqlens: Tensor | None, options: Options) -> Tensor:
-    """The operator `name` in plain PyTorch, packed sequences one after the other."""
-    definition, (x, *filters, bias, state) = _DEFINITIONS[name], tensors
+def convolve(operator: Operator, tensors: Tensors, cu_seqlens: Tensor | None, options: Options) -> Any:
+    """The operator in plain PyTorch, packed sequences one after the other."""
+    definition = _DEFINITIONS[operator.name]
     if cu_seqlens is None:
-        return definition(x, *filters, bias, state, options)
+        return definition(*tensors, options)
     pieces = []
-    ends = sequence_ends(cu_seqlens, x.shape[1])
-    for n, (start, end) in enumerate(itertools.pairwise(ends)):
-        own = list(filters)
-        if name != "static_conv":  # the first are per token
-            own[0] = own[0][:, start:end]
-        past = None if state is None else state[n : n + 1]
-        pieces.append(definition(x[:, start:end], *own, bias, past, options))
-    return torch.cat(pieces, dim=1) if pieces else x
+    for n, (start, end) in enumerate(itertools.pairwise(sequence_ends(cu_seqlens, tensors[0].shape[1]))):
+        own = [
+            _of_sequence(tensor, argument.dims, n, start, end)
+            for tensor, argument in zip(tensors, operator.arguments, strict=True)
+        ]
+        pieces.append(definition(*own, options))
+    return torch.cat(pieces, dim=1) if pieces else tensors[0]
+
+
+def _of_sequence(tensor: Tensor | None, dims: str, n: int, start: int, end: int) -> Tensor | None:
+    """What a tensor has for the tokens start..end-1 of a packed batch, which are sequence n."""
+    if tensor is None:
+        return None
+    if dims.startswith("BT"):
+        return tensor[:, start:end]
+    return tensor[n : n + 1] if dims.startswith("N") else tensor
 
 
 def gradients(
-    name: str, grad: Tensor, tensors: Tensors, cu_seqlens: Tensor | None, options: Options, wanted: Sequence[bool]
-) -> list[Tensor | None]:
-    """The gradients of the wanted tensors, from that of the output, below autograd as well."""
-    places = [n for n, (tensor, want) in enumerate(zip(tensors, wanted, strict=True)) if tensor is not None and want]
+    operator: Operator,
+    grad: Tensor,
+    tensors: Tensors,
+    cu_seqlens: Tensor | None,
+    options: Options,
+    needed: Sequence[bool],
+):
+    """The gradients of the tensors that need one, from that of the output, below autograd as well."""
+    places = [n for n, (tensor, need) in enumerate(zip(tensors, needed, strict=True)) if tensor is not None and need]
 
     def function(*chosen: Tensor) -> Tensor:
         changed = list(tensors)
         for n, tensor in zip(places, chosen, strict=True):
             changed[n] = tensor
-        return convolve(name, changed, cu_seqlens, options)
+        return convolve(operator, changed, cu_seqlens, options)
 
     results: list[Tensor | None] = [None] * len(tensors)
     # Not torch.autograd: in the body of a registered operator it records nothing.
@@ -60,7 +75,7 @@ def gradients(
 
 
 def gradients_of_gradients(
-    name: str, grad: Tensor, tensors: Tensors, cu_seqlens: Tensor | None, options: Options,
+    operator: Operator, grad: Tensor, tensors: Tensors, cu_seqlens: Tensor | None, options: Options,
     upstream: Sequence[Tensor | None], needed: Sequence[bool],
 ) -> list[Tensor | None]:  # fmt: skip
     """Gradients of `grad` and the tensors, from those of the gradients of the tensors, where `needed`.
@@ -80,7 +95,7 @@ def gradients_of_gradients(
         pairs = [(t, v) for t, v in zip(inputs, upstream, strict=True) if t is not None and v is not None]
         if not pairs:
             return [None] * len(needed)
-        y = convolve(name, inputs, cu_seqlens, options)
+        y = convolve(operator, inputs, cu_seqlens, options)
         first = torch.autograd.grad(y, [t for t, _ in pairs], dy, create_graph=True, allow_unused=True)
         known = [(f, v) for f, (_, v) in zip(first, pairs, strict=True) if f is not None]
         second = torch.autograd.grad(

@@ -6,14 +6,14 @@ from ..options import Options, compute_dtype
 from .finish import finish, padded
 
 
-def static_conv(x: Tensor, filters: Tensor, bias: Tensor | None, state: Tensor | None, options: Options) -> Tensor:
+def static_conv(x: Tensor, filters: Tensor, bias: Tensor | None, past: Tensor | None, options: Options) -> Tensor:
     """sum_w filters[d // (D // H), w] * x[b, t + w - left, d], then what `options` say.
 
     Args:
         x: [B, T, D].
         filters: [H, W].
         bias: [D].
-        state: [B, W-1, D], the inputs before x.
+        past: [B, W-1, D], the inputs before x.
         options: padding, activation, residual, scale.
 
     Returns:
@@ -21,7 +21,7 @@ def static_conv(x: Tensor, filters: Tensor, bias: Tensor | None, state: Tensor |
     """
     T, (H, W) = x.shape[1], filters.shape
     dtype = compute_dtype(x, filters, bias)
-    inputs = padded(x, state, W, options.left, dtype)
+    inputs = padded(x, past, W, options.left, dtype)
     taps = filters.to(dtype).repeat_interleave(x.shape[2] // H, dim=0)
     total = taps[:, 0] * inputs[:, :T]
     for w in range(1, W):

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..options import Options
 from .runtime import ceil_div, chunks, contiguous, kernel, launch, launch_options, power_of_two
 from .taps import expand
-from .tiles import finish, input_rows, load, locate, store_gradient
+from .tiles import finish, load, load_inputs, load_token, locate, store_gradient
 
 TOKENS, CHANNELS = 16, 128  # of a tile
 
@@ -34,7 +34,7 @@ def _tile(H: int, C: int, limit: int = CHANNELS) -> _Tile:
 
 
 def forward(
-    x: Tensor, filters: Tensor, static: Tensor | None, bias: Tensor | None, state: Tensor | None,
+    x: Tensor, filters: Tensor, static: Tensor | None, bias: Tensor | None, past: Tensor | None,
     cu_seqlens: Tensor | None, options: Options, dtype: torch.dtype, grad: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """The operator with filters [B, T, H, W] plus static [Hs, W]; with `grad` the gradient of the sum behind SiLU."""
@@ -43,7 +43,7 @@ def forward(
     parts, tile = chunks(x, cu_seqlens, TOKENS), _tile(H, D // H)
     launch(
         _forward, parts.count * tile.head_blocks * tile.channel_blocks, x, out, x, x.stride(), filters,
-        filters.stride(), taps, contiguous(state), contiguous(bias), contiguous(grad), parts.table, parts.length,
+        filters.stride(), taps, contiguous(past), contiguous(bias), contiguous(grad), parts.table, parts.length,
         options.left, options.scale, D, H, W, options.silu, options.residual, TOKENS, tile.heads, tile.channels,
         **launch_options(TOKENS * CHANNELS),
     )  # fmt: skip
@@ -51,30 +51,30 @@ def forward(
 
 
 def backward(
-    dz: Tensor, grad: Tensor, x: Tensor, filters: Tensor, static: Tensor | None, state: Tensor | None,
+    dz: Tensor, grad: Tensor, x: Tensor, filters: Tensor, static: Tensor | None, past: Tensor | None,
     cu_seqlens: Tensor | None, options: Options, dtype: torch.dtype, of_inputs: bool, of_filters: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Gradients of x, of the filters [B, T, H, W] and of the state."""
+    """Gradients of x, of the filters [B, T, H, W] and of `past`."""
     D, (H, W), taps = x.shape[2], filters.shape[2:], expand(static, x.shape[2], dtype)
     dx = x.new_empty(x.shape) if of_inputs else None
-    dstate = state.new_zeros(state.shape) if of_inputs and state is not None else None
-    df = filters.new_empty(filters.shape) if of_filters else None
+    dpast = past.new_zeros(past.shape) if of_inputs and past is not None else None
+    dfilters = filters.new_empty(filters.shape) if of_filters else None
     # The filter gradients of a token are kept, [heads, W].
     parts, tile = chunks(x, cu_seqlens, TOKENS), _tile(H, D // H, max(1, CHANNELS * 4 // power_of_two(W)))
     launch(
-        _backward, parts.count * tile.head_blocks, x, dx, dstate, df, dz, dz.stride(), grad, grad.stride(), x,
-        x.stride(), filters, filters.stride(), taps, contiguous(state), parts.table,
+        _backward, parts.count * tile.head_blocks, x, dx, dpast, dfilters, dz, dz.stride(), grad, grad.stride(), x,
+        x.stride(), filters, filters.stride(), taps, contiguous(past), parts.table,
         parts.length, options.left, options.scale, D, H, W, power_of_two(W), options.residual, TOKENS,
         power_of_two(W - 1), tile.heads, tile.channels, **launch_options(TOKENS * CHANNELS),
     )  # fmt: skip
-    return x.new_empty(0) if dx is None else dx, filters.new_empty(0) if df is None else df, dstate
+    return x.new_empty(0) if dx is None else dx, filters.new_empty(0) if dfilters is None else dfilters, dpast
 
 
 @triton.jit
-def _filter(f, strides, taps, row, t, h, d, w, mask_f, mask_d, D: tl.constexpr):
+def _filter(filters, strides, taps, row, t, h, d, w, mask_f, mask_d, D: tl.constexpr):
     """Tap w of token t: of its head, plus that of the channel where there are static taps."""
     tap = tl.full([1, 1, 1], w, tl.int64)
-    values = load(f, row * strides[0] + t * strides[1] + h * strides[2] + tap * strides[3], mask_f)
+    values = load(filters, row * strides[0] + t * strides[1] + h * strides[2] + tap * strides[3], mask_f)
     if taps is not None:
         values = values + load(taps, w * D + d, mask_d)
     return values
@@ -82,7 +82,7 @@ def _filter(f, strides, taps, row, t, h, d, w, mask_f, mask_d, D: tl.constexpr):
 
 @kernel
 def _forward(
-    out, x, x_strides, f, f_strides, taps, state, bias, grad, table, length, left, scale, D: tl.constexpr,
+    out, x, x_strides, filters, filter_strides, taps, past, bias, grad, table, length, left, scale, D: tl.constexpr,
     H: tl.constexpr, W: tl.constexpr, SILU: tl.constexpr, RESIDUAL: tl.constexpr, BT: tl.constexpr, BH: tl.constexpr,
     BC: tl.constexpr,
 ):  # fmt: skip
@@ -97,8 +97,8 @@ def _forward(
     d, valid = h * C + c, (h < H) & (c < C)
     total = tl.zeros([BT, BH, BC], tl.float32)
     for w in tl.static_range(W):
-        rows = input_rows(x, x_strides, state, row, sequence, begin, end, s + w - left, d, valid, D, W)
-        total += _filter(f, f_strides, taps, row, s, h, d, w, (s < end) & (h < H), valid, D) * rows
+        inputs = load_inputs(x, x_strides, past, row, sequence, begin, end, s + w - left, d, valid, D, W)
+        total += _filter(filters, filter_strides, taps, row, s, h, d, w, (s < end) & (h < H), valid, D) * inputs
     mask = (s < end) & valid
     total = finish(total, bias, x, x_strides, grad, row, s, d, mask, length, D, SILU, RESIDUAL, scale)
     tl.store(out + (row * length + s) * D + d, total, mask=mask)
@@ -106,24 +106,24 @@ def _forward(
 
 @triton.jit
 def _input_gradient(
-    g, g_strides, f, f_strides, taps, row, begin, end, s, h, d, valid, left, D: tl.constexpr, H: tl.constexpr,
-    W: tl.constexpr, BT: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr,
+    dz, dz_strides, filters, filter_strides, taps, row, begin, end, s, h, d, valid, left, D: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, BT: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """sum_w f[t, h, w] * g[t, d] with t = s + left - w."""
+    """sum_w filters[t, h, w] * dz[t, d] with t = s + left - w."""
     total = tl.zeros([BT, BH, BC], tl.float32)
     for w in tl.static_range(W):
         t = s + left - w
         inside = (t >= begin) & (t < end)
-        rows = load(g, row * g_strides[0] + t * g_strides[1] + d * g_strides[2], inside & valid)
-        total += _filter(f, f_strides, taps, row, t, h, d, w, inside & (h < H), valid, D) * rows
+        gradient = load_token(dz, dz_strides, row, t, d, inside & valid)
+        total += _filter(filters, filter_strides, taps, row, t, h, d, w, inside & (h < H), valid, D) * gradient
     return total
 
 
 @kernel
 def _backward(
-    dx, dstate, df, g, g_strides, dy, dy_strides, x, x_strides, f, f_strides, taps, state, table, length, left, scale,
-    D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, WP: tl.constexpr, RESIDUAL: tl.constexpr, BT: tl.constexpr,
-    PAST: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr,
+    dx, dpast, dfilters, dz, dz_strides, dy, dy_strides, x, x_strides, filters, filter_strides, taps, past, table,
+    length, left, scale, D: tl.constexpr, H: tl.constexpr, W: tl.constexpr, WP: tl.constexpr, RESIDUAL: tl.constexpr,
+    BT: tl.constexpr, BP: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     C: tl.constexpr = D // H
     blocks: tl.constexpr = (H + BH - 1) // BH
@@ -135,28 +135,30 @@ def _backward(
     for c_0 in range(0, C, BC):
         c = c_0 + tl.arange(0, BC).to(tl.int64)[None, None, :]
         d, valid = h * C + c, (h < H) & (c < C)
-        if dstate is not None:
+        if dpast is not None:
             if first == begin:
-                p = begin - PAST + tl.arange(0, PAST).to(tl.int64)[:, None, None]
-                past = _input_gradient(
-                    g, g_strides, f, f_strides, taps, row, begin, end, p, h, d, valid, left, D, H, W, PAST, BH, BC
-                )
+                p = begin - BP + tl.arange(0, BP).to(tl.int64)[:, None, None]
+                earlier = _input_gradient(
+                    dz, dz_strides, filters, filter_strides, taps, row, begin, end, p, h, d, valid, left, D, H, W, BP,
+                    BH, BC,
+                )  # fmt: skip
                 store_gradient(
-                    dx, dstate, past, dy, dy_strides, row, sequence, begin, p, d, valid, length, D, W, False, scale
+                    dx, dpast, earlier, dy, dy_strides, row, sequence, begin, p, d, valid, length, D, W, False, scale
                 )
         mask = (s < end) & valid
         if dx is not None:
             total = _input_gradient(
-                g, g_strides, f, f_strides, taps, row, begin, end, s, h, d, valid, left, D, H, W, BT, BH, BC
-            )
+                dz, dz_strides, filters, filter_strides, taps, row, begin, end, s, h, d, valid, left, D, H, W, BT, BH,
+                BC,
+            )  # fmt: skip
             store_gradient(
                 dx, None, total, dy, dy_strides, row, sequence, begin, s, d, mask, length, D, W, RESIDUAL, scale
             )
-        if df is not None:
-            gradient = load(g, row * g_strides[0] + s * g_strides[1] + d * g_strides[2], mask)
+        if dfilters is not None:
+            gradient = load_token(dz, dz_strides, row, s, d, mask)
             for w in tl.static_range(W):
-                rows = input_rows(x, x_strides, state, row, sequence, begin, end, s + w - left, d, mask, D, W)
-                sums += tl.where(w_last == w, tl.sum(gradient * rows, 2)[:, :, None], 0)
-    if df is not None:
+                inputs = load_inputs(x, x_strides, past, row, sequence, begin, end, s + w - left, d, mask, D, W)
+                sums += tl.where(w_last == w, tl.sum(gradient * inputs, 2)[:, :, None], 0)
+    if dfilters is not None:
         offsets = ((row * length + s) * H + h) * W + w_last
-        tl.store(df + offsets, sums * scale, mask=(s < end) & (h < H) & (w_last < W))
+        tl.store(dfilters + offsets, sums * scale, mask=(s < end) & (h < H) & (w_last < W))

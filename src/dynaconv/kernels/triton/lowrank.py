@@ -16,7 +16,7 @@ from torch import Tensor
 from ..options import Options
 from .runtime import INTERPRETED, ceil_div, chunks, contiguous, kernel, launch, launch_options, power_of_two
 from .taps import expand
-from .tiles import finish, input_rows, load, locate, store_gradient
+from .tiles import finish, load, load_inputs, load_token, locate, store_gradient
 
 TOKENS, CHANNELS = 64, 64  # of a tile
 SUMS = 8192  # elements of the basis gradient that a program keeps: 32 registers of 256 threads
@@ -26,7 +26,7 @@ OPERANDS = 16384  # bytes of a matrix operand, at most: two of them have to fit 
 
 
 def forward(
-    x: Tensor, codes: Tensor, basis: Tensor, static: Tensor | None, bias: Tensor | None, state: Tensor | None,
+    x: Tensor, codes: Tensor, basis: Tensor, static: Tensor | None, bias: Tensor | None, past: Tensor | None,
     cu_seqlens: Tensor | None, options: Options, dtype: torch.dtype, grad: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """The operator, static [Hs, W] added to the filters; with `grad` the gradient of the sum behind SiLU."""
@@ -37,7 +37,7 @@ def forward(
     parts, block = chunks(x, cu_seqlens, tokens), power_of_two(D, 16, channels)
     launch(
         _forward, parts.count * ceil_div(D, block), x, out, x, x.stride(), codes, codes.stride(), packed, taps,
-        contiguous(state), contiguous(bias), contiguous(grad), parts.table, parts.length, options.left,
+        contiguous(past), contiguous(bias), contiguous(grad), parts.table, parts.length, options.left,
         options.scale, D, R, power_of_two(R, 16), W, options.silu, options.residual, tokens, block,
         **launch_options(tokens * block),
     )  # fmt: skip
@@ -45,10 +45,10 @@ def forward(
 
 
 def backward(
-    dz: Tensor, grad: Tensor, x: Tensor, codes: Tensor, basis: Tensor, static: Tensor | None, state: Tensor | None,
+    dz: Tensor, grad: Tensor, x: Tensor, codes: Tensor, basis: Tensor, static: Tensor | None, past: Tensor | None,
     cu_seqlens: Tensor | None, options: Options, dtype: torch.dtype, of_inputs: bool, of_filters: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Gradients of x, codes, basis and the state."""
+    """Gradients of x, codes, basis and `past`."""
     (B, T, D), (R, _, W), taps = x.shape, basis.shape, expand(static, x.shape[2], dtype)
     ranks = power_of_two(R, 16)
     # Codes and basis in fp16 or bf16 are exact in tf32; products of x and the gradient keep 11 bits.
@@ -64,13 +64,13 @@ def backward(
     programs = ceil_div(parts.count, each)
     one_pass = 16 * blocks * R <= D * x.element_size()
     dx = x.new_empty(x.shape) if of_inputs else None
-    dstate = state.new_zeros(state.shape) if of_inputs and state is not None else None
+    dpast = past.new_zeros(past.shape) if of_inputs and past is not None else None
     dcodes = x.new_empty(blocks if one_pass else 1, B, T, R, dtype=dtype) if of_filters else None
     dbasis = x.new_empty(programs, R, W, D, dtype=dtype) if of_filters else None
-    shared = (dz, dz.stride(), x, x.stride(), packed, contiguous(state), parts.table, parts.length, options.left)
+    shared = (dz, dz.stride(), x, x.stride(), packed, contiguous(past), parts.table, parts.length, options.left)
     precision, launched = "ieee" if exact else "tf32", launch_options(8192)
     launch(
-        _backward, programs * blocks, x, dx, dstate, dcodes if one_pass else None, dbasis, *shared, grad, grad.stride(),
+        _backward, programs * blocks, x, dx, dpast, dcodes if one_pass else None, dbasis, *shared, grad, grad.stride(),
         codes, codes.stride(), taps, B, parts.count, each, options.scale, D, R, ranks, W, options.residual, tokens,
         power_of_two(W - 1, 16), block, groups, precision, **launched,
     )  # fmt: skip
@@ -79,8 +79,8 @@ def backward(
         launch(_code_gradient, parts.count, x, dcodes, *shared, D, R, ranks, W, tokens, block, precision, **launched)
     dx = x.new_empty(0) if dx is None else dx
     if dcodes is None or dbasis is None:
-        return dx, x.new_empty(0), x.new_empty(0), dstate
-    return dx, dcodes.sum(0) * options.scale, dbasis.sum(0).permute(0, 2, 1) * options.scale, dstate
+        return dx, x.new_empty(0), x.new_empty(0), dpast
+    return dx, dcodes.sum(0) * options.scale, dbasis.sum(0).permute(0, 2, 1) * options.scale, dpast
 
 
 def _tile(codes: Tensor) -> tuple[int, int]:
@@ -97,17 +97,17 @@ def _operands(codes: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit
-def _codes(z, strides, row, t, inside, r, R: tl.constexpr):
+def _codes(codes, strides, row, t, inside, r, R: tl.constexpr):
     """Codes [BT, RP] of tokens t [BT, 1], zeros where they are not inside."""
     offsets = row * strides[0] + t * strides[1] + r.to(tl.int64) * strides[2]
-    return tl.load(z + offsets, mask=inside & (r < R), other=0)
+    return tl.load(codes + offsets, mask=inside & (r < R), other=0)
 
 
 @triton.jit
-def _basis(u, w, d, D: tl.constexpr, R: tl.constexpr, RP: tl.constexpr):
+def _basis(basis, w, d, D: tl.constexpr, R: tl.constexpr, RP: tl.constexpr):
     """Tap w of the basis, [RP, BD], of channels d [1, BD]."""
     r = tl.arange(0, RP)[:, None]
-    return tl.load(u + (w * R + r) * D + d, mask=(r < R) & (d < D), other=0)
+    return tl.load(basis + (w * R + r) * D + d, mask=(r < R) & (d < D), other=0)
 
 
 @triton.jit
@@ -121,7 +121,7 @@ def _operand(products, PRECISION: tl.constexpr):
 
 @kernel
 def _forward(
-    out, x, x_strides, z, z_strides, u, taps, state, bias, grad, table, length, left, scale, D: tl.constexpr,
+    out, x, x_strides, codes, code_strides, basis, taps, past, bias, grad, table, length, left, scale, D: tl.constexpr,
     R: tl.constexpr, RP: tl.constexpr, W: tl.constexpr, SILU: tl.constexpr, RESIDUAL: tl.constexpr, BT: tl.constexpr,
     BD: tl.constexpr,
 ):  # fmt: skip
@@ -129,13 +129,13 @@ def _forward(
     row, sequence, begin, end, first = locate(tl.program_id(0) // blocks, table, length, BT)
     s = first + tl.arange(0, BT).to(tl.int64)[:, None]
     d = (tl.program_id(0) % blocks).to(tl.int64) * BD + tl.arange(0, BD).to(tl.int64)[None, :]
-    codes = _codes(z, z_strides, row, s, s < end, tl.arange(0, RP)[None, :], R)
+    code_tile = _codes(codes, code_strides, row, s, s < end, tl.arange(0, RP)[None, :], R)
     total = tl.zeros([BT, BD], tl.float32)
     for w in tl.static_range(W):
-        filters = tl.dot(codes, _basis(u, w, d, D, R, RP), input_precision="ieee")
+        filters = tl.dot(code_tile, _basis(basis, w, d, D, R, RP), input_precision="ieee")
         if taps is not None:
             filters += load(taps, w * D + d, d < D)
-        total += filters * input_rows(x, x_strides, state, row, sequence, begin, end, s + w - left, d, d < D, D, W)
+        total += filters * load_inputs(x, x_strides, past, row, sequence, begin, end, s + w - left, d, d < D, D, W)
     mask = (s < end) & (d < D)
     total = finish(total, bias, x, x_strides, grad, row, s, d, mask, length, D, SILU, RESIDUAL, scale)
     tl.store(out + (row * length + s) * D + d, total, mask=mask)
@@ -143,27 +143,27 @@ def _forward(
 
 @triton.jit
 def _input_gradient(
-    g, g_strides, z, z_strides, u, taps, row, begin, end, s, d, left, D: tl.constexpr, R: tl.constexpr,
+    dz, dz_strides, codes, code_strides, basis, taps, row, begin, end, s, d, left, D: tl.constexpr, R: tl.constexpr,
     RP: tl.constexpr, W: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """sum_w (sum_r z[t, r] u[r, d, w]) * g[t, d] with t = s + left - w."""
+    """sum_w (sum_r codes[t, r] basis[r, d, w]) * dz[t, d] with t = s + left - w."""
     total = tl.zeros([BT, BD], tl.float32)
     for w in tl.static_range(W):
         t = s + left - w
         inside = (t >= begin) & (t < end)
-        codes = _codes(z, z_strides, row, t, inside, tl.arange(0, RP)[None, :], R)
-        filters = tl.dot(codes, _basis(u, w, d, D, R, RP), input_precision="ieee")
+        code_tile = _codes(codes, code_strides, row, t, inside, tl.arange(0, RP)[None, :], R)
+        filters = tl.dot(code_tile, _basis(basis, w, d, D, R, RP), input_precision="ieee")
         if taps is not None:
             filters += load(taps, w * D + d, d < D)
-        total += filters * load(g, row * g_strides[0] + t * g_strides[1] + d * g_strides[2], inside & (d < D))
+        total += filters * load_token(dz, dz_strides, row, t, d, inside & (d < D))
     return total
 
 
 @kernel
 def _backward(
-    dx, dstate, dcodes, dbasis, g, g_strides, x, x_strides, u, state, table, length, left, dy, dy_strides, z, z_strides,
-    taps, batch, count, each, scale, D: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, W: tl.constexpr,
-    RESIDUAL: tl.constexpr, BT: tl.constexpr, PAST: tl.constexpr, BD: tl.constexpr, GROUPS: tl.constexpr,
+    dx, dpast, dcodes, dbasis, dz, dz_strides, x, x_strides, basis, past, table, length, left, dy, dy_strides, codes,
+    code_strides, taps, batch, count, each, scale, D: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, W: tl.constexpr,
+    RESIDUAL: tl.constexpr, BT: tl.constexpr, BP: tl.constexpr, BD: tl.constexpr, GROUPS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     blocks: tl.constexpr = (D + BD * GROUPS - 1) // (BD * GROUPS)
@@ -177,37 +177,39 @@ def _backward(
     for chunk in range(program * each, tl.minimum(program * each + each, count)):
         row, sequence, begin, end, first = locate(chunk, table, length, BT)
         s = first + tl.arange(0, BT).to(tl.int64)[:, None]
-        codes = _codes(z, z_strides, row, s, s < end, r, R).to(tl.float32)
+        code_tile = _codes(codes, code_strides, row, s, s < end, r, R).to(tl.float32)
         code_sums = tl.zeros([BT, RP], tl.float32)
         added = ()
         for j in tl.static_range(GROUPS):
             d = d_0 + j * BD
             mask = (s < end) & (d < D)
-            if dstate is not None:
+            if dpast is not None:
                 if first == begin:
-                    p = begin - PAST + tl.arange(0, PAST).to(tl.int64)[:, None]
-                    past = _input_gradient(
-                        g, g_strides, z, z_strides, u, taps, row, begin, end, p, d, left, D, R, RP, W, PAST, BD
-                    )
+                    p = begin - BP + tl.arange(0, BP).to(tl.int64)[:, None]
+                    earlier = _input_gradient(
+                        dz, dz_strides, codes, code_strides, basis, taps, row, begin, end, p, d, left, D, R, RP, W, BP,
+                        BD,
+                    )  # fmt: skip
                     store_gradient(
-                        dx, dstate, past, dy, dy_strides, row, sequence, begin, p, d, d < D, length, D, W, False, scale
-                    )
+                        dx, dpast, earlier, dy, dy_strides, row, sequence, begin, p, d, d < D, length, D, W, False,
+                        scale,
+                    )  # fmt: skip
             if dx is not None:
                 total = _input_gradient(
-                    g, g_strides, z, z_strides, u, taps, row, begin, end, s, d, left, D, R, RP, W, BT, BD
+                    dz, dz_strides, codes, code_strides, basis, taps, row, begin, end, s, d, left, D, R, RP, W, BT, BD
                 )
                 store_gradient(
                     dx, None, total, dy, dy_strides, row, sequence, begin, s, d, mask, length, D, W, RESIDUAL, scale
                 )
             if dbasis is not None:
-                gradient = load(g, row * g_strides[0] + s * g_strides[1] + d * g_strides[2], mask)
+                gradient = load_token(dz, dz_strides, row, s, d, mask)
                 for w in tl.static_range(W):
-                    rows = input_rows(x, x_strides, state, row, sequence, begin, end, s + w - left, d, mask, D, W)
-                    products = _operand(gradient * rows, PRECISION)
+                    inputs = load_inputs(x, x_strides, past, row, sequence, begin, end, s + w - left, d, mask, D, W)
+                    products = _operand(gradient * inputs, PRECISION)
                     if dcodes is not None:
-                        basis = _basis(u, w, d, D, R, RP).to(tl.float32)
-                        code_sums = tl.dot(products, tl.trans(basis), code_sums, input_precision=PRECISION)
-                    kept = tl.dot(tl.trans(codes), products, sums[j * W + w], input_precision=PRECISION)
+                        basis_tile = _basis(basis, w, d, D, R, RP).to(tl.float32)
+                        code_sums = tl.dot(products, tl.trans(basis_tile), code_sums, input_precision=PRECISION)
+                    kept = tl.dot(tl.trans(code_tile), products, sums[j * W + w], input_precision=PRECISION)
                     added = added + (kept,)
         if dbasis is not None:
             sums = added
@@ -225,10 +227,10 @@ def _backward(
 
 @kernel
 def _code_gradient(
-    dcodes, g, g_strides, x, x_strides, u, state, table, length, left, D: tl.constexpr, R: tl.constexpr,
+    dcodes, dz, dz_strides, x, x_strides, basis, past, table, length, left, D: tl.constexpr, R: tl.constexpr,
     RP: tl.constexpr, W: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dcodes[t, r] = sum_{w, d} g[t, d] * x[t + w - left, d] * u[r, d, w], all channels in one program."""
+    """dcodes[t, r] = sum_{w, d} dz[t, d] * x[t + w - left, d] * basis[r, d, w], all channels in one program."""
     row, sequence, begin, end, first = locate(tl.program_id(0), table, length, BT)
     s = first + tl.arange(0, BT).to(tl.int64)[:, None]
     r = tl.arange(0, RP)[None, :]
@@ -236,10 +238,10 @@ def _code_gradient(
     for d_0 in range(0, D, BD):
         d = d_0 + tl.arange(0, BD).to(tl.int64)[None, :]
         mask = (s < end) & (d < D)
-        gradient = load(g, row * g_strides[0] + s * g_strides[1] + d * g_strides[2], mask)
+        gradient = load_token(dz, dz_strides, row, s, d, mask)
         for w in tl.static_range(W):
-            rows = input_rows(x, x_strides, state, row, sequence, begin, end, s + w - left, d, mask, D, W)
-            products = _operand(gradient * rows, PRECISION)
-            basis = _basis(u, w, d, D, R, RP).to(tl.float32)
-            code_sums = tl.dot(products, tl.trans(basis), code_sums, input_precision=PRECISION)
+            inputs = load_inputs(x, x_strides, past, row, sequence, begin, end, s + w - left, d, mask, D, W)
+            products = _operand(gradient * inputs, PRECISION)
+            basis_tile = _basis(basis, w, d, D, R, RP).to(tl.float32)
+            code_sums = tl.dot(products, tl.trans(basis_tile), code_sums, input_precision=PRECISION)
     tl.store(dcodes + (row * length + s) * R + r, code_sums, mask=(s < end) & (r < R))

@@ -34,14 +34,19 @@ def load(pointer, offsets, mask):
 
 
 @triton.jit
-def input_rows(x, strides, state, row, sequence, begin, end, s, d, valid, D: tl.constexpr, W: tl.constexpr):
-    """x[s, d] inside the sequence; before it the state [N, W-1, D] where there is one; 0 elsewhere."""
-    rows = load(x, row * strides[0] + s * strides[1] + d * strides[2], (s >= begin) & (s < end) & valid)
-    if state is not None:
+def load_token(tensor, strides, row, t, d, mask):
+    """Channels d of the tokens t of a tensor [B, T, D]."""
+    return load(tensor, row * strides[0] + t * strides[1] + d * strides[2], mask)
+
+
+@triton.jit
+def load_inputs(x, strides, past, row, sequence, begin, end, s, d, valid, D: tl.constexpr, W: tl.constexpr):
+    """x[s, d] inside the sequence; before it past [N, W-1, D] where there is one; 0 elsewhere."""
+    inputs = load_token(x, strides, row, s, d, (s >= begin) & (s < end) & valid)
+    if past is not None:
         slot = s - begin + W - 1
-        past = (sequence * (W - 1) + slot) * D + d
-        rows += load(state, past, (slot >= 0) & (slot < W - 1) & valid)
-    return rows
+        inputs += load(past, (sequence * (W - 1) + slot) * D + d, (slot >= 0) & (slot < W - 1) & valid)
+    return inputs
 
 
 @triton.jit
@@ -57,20 +62,20 @@ def finish(total, bias, x, strides, grad, row, s, d, mask, length, D: tl.constex
         if SILU:
             total *= tl.sigmoid(total)
         if RESIDUAL:
-            total += load(x, row * strides[0] + s * strides[1] + d * strides[2], mask)
+            total += load_token(x, strides, row, s, d, mask)
         total *= scale
     return total
 
 
 @triton.jit
-def store_gradient(dx, dstate, total, dy, dy_strides, row, sequence, begin, s, d, mask, length, D: tl.constexpr,
+def store_gradient(dx, dpast, total, dy, dy_strides, row, sequence, begin, s, d, mask, length, D: tl.constexpr,
                    W: tl.constexpr, RESIDUAL: tl.constexpr, scale):  # fmt: skip
-    """scale * (total + dy) into dx [B, T, D], where s >= begin; rows before go, without dy, into dstate [N, W-1, D]."""
+    """scale * (total + dy) into dx [B, T, D], where s >= begin; rows before go, without dy, into dpast [N, W-1, D]."""
     inside = mask & (s >= begin)
     if RESIDUAL:
-        total += load(dy, row * dy_strides[0] + s * dy_strides[1] + d * dy_strides[2], inside)
+        total += load_token(dy, dy_strides, row, s, d, inside)
     total *= scale
     tl.store(dx + (row * length + s) * D + d, total, mask=inside)
-    if dstate is not None:
+    if dpast is not None:
         slot = s - begin + W - 1
-        tl.store(dstate + (sequence * (W - 1) + slot) * D + d, total, mask=mask & (s < begin) & (slot >= 0))
+        tl.store(dpast + (sequence * (W - 1) + slot) * D + d, total, mask=mask & (s < begin) & (slot >= 0))

@@ -1,0 +1,27 @@
+"""Calls that nothing has to see: no compiler, tracer, profiler, dispatch mode or subclass of tensors."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_TYPES = (Tensor, torch.nn.Parameter, type(None))
+
+
+def nothing_looks() -> bool:
+    """Whether no part of PyTorch records or replaces the operators that are called."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._autograd._profiler_enabled()
+    )
+
+
+def are_plain(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether nothing looks, and the numbers of the tensors lie in memory as their strides say."""
+    return nothing_looks() and all(
+        type(t) in _TYPES and (t is None or not (t.is_neg() or t._is_zerotensor())) for t in tensors
+    )
