@@ -1,7 +1,7 @@
 """C++ kernels for CPU tensors: `static.py`, `dynamic.py`, `lowrank.py` call those in the `.cpp` files of their names.
 
 `build.py` compiles them into a shared library for each level of instructions; `runtime.py` loads the highest that the
-processor has. `tiles.h` says what the kernels are given, `vector.h` how they compute.
+processor has. `call.h` says what the kernels are given, `tiles.h` and `vector.h` how they compute.
 """
 
 import functools

@@ -26,32 +26,39 @@ template <class C> void fill_filters(C* to, const Call& call, const Block& block
 template <class I, class S> void convolve(const Call& call) {
   using C = Compute<S>;
   constexpr int L = LANES<C>;
-  const i64 stride = (call.D + L - 1) / L * L, W = call.W, H = call.filters[0].heads, size = call.D / H;
+  const i64 W = call.W, H = call.filters[0].heads, size = call.D / H;
   const bool whole = size % L == 0;  // heads: all lanes of a vector share a filter
-  const bool added = call.filters[1].data != nullptr;
-  Scratch<C> taps(added ? W * stride : 0);
-  if (added) fill_taps<C>(taps, call.filters[1], call, stride, call.reversed);
+  const Taps<C> taps(call, call.filters[1], call.reversed);
   for_blocks(call, call.D * W / L, [&](const Block& block) {
     const Finish<S> finish(call, block);
     const i64 count = block.tokens(), most = std::min<i64>(CHUNK, call.D) / size + 2;
-    const auto tap = [&](i64 w, i64 d) { return added ? load(taps + w * stride + d) : Vec<C>{}; };
-    if (W <= FEW && whole) {
+    if (whole && reads_in_place(call, block)) {
       const Window<I> x(call, call.x, call.past, block, block.first - call.left, count + W - 1);
       Scratch<C> own(4 * H * W);
+      const auto head = [&](auto added, i64 first, i64 h) {
+        for_rows<4, 2, C>(std::min<i64>(4, count - first), h * size, (h + 1) * size, [&](auto tokens, auto vectors, i64 t, i64 d) {
+            const C* filter = own + (t * H + h) * W;
+            Vec<C> z[tokens][vectors] = {};
+            const auto input = [&](i64 w, int a, int v) INLINE { return load(x.rows[first + t + a + w] + d + v * L); };
+            for (i64 w = 0; w < W; ++w)
+              each(vectors, [&](auto v) INLINE {
+                each(tokens, [&](auto a) INLINE { z[a][v] += broadcast(filter[a * H * W + w]) * input(w, a, v); });
+              });
+            if constexpr (added)
+              for (i64 w = 0; w < W; ++w)
+                each(vectors, [&](auto v) INLINE {
+                  const Vec<C> s = taps.tap(taps.at(d + v * L), w);
+                  each(tokens, [&](auto a) INLINE { z[a][v] += s * input(w, a, v); });
+                });
+            each(tokens, [&](auto a) INLINE {
+              each(vectors, [&](auto v) INLINE { finish(z[a][v], block.first + first + t + a, d + v * L, L); });
+            });
+          });
+      };
       for (i64 first = 0; first < count; first += 4) {
         for (i64 t = first; t < std::min(count, first + 4); ++t)
           fill_filters<C>(own + (t - first) * H * W, call, block, block.first + t, 0, H);
-        for (i64 h = 0; h < H; ++h)
-          for_rows<4, 2, C>(std::min<i64>(4, count - first), h * size, (h + 1) * size, [&](auto tokens, auto vectors, i64 t, i64 d) {
-            const C* filter = own + (t * H + h) * W;
-            Vec<C> z[tokens][vectors] = {};
-            for (i64 w = 0; w < W; ++w)
-              for (int v = 0; v < vectors; ++v)
-                for (int a = 0; a < tokens; ++a)
-                  z[a][v] += (tap(w, d + v * L) + filter[a * H * W + w]) * load(x.rows[first + t + a + w] + d + v * L);
-            for (int a = 0; a < tokens; ++a)
-              for (int v = 0; v < vectors; ++v) finish(z[a][v], block.first + first + t + a, d + v * L, L);
-          });
+        for (i64 h = 0; h < H; ++h) taps.given ? head(Constant<1>{}, first, h) : head(Constant<0>{}, first, h);
       }
       return;
     }
@@ -60,30 +67,37 @@ template <class I, class S> void convolve(const Call& call) {
       const i64 n = std::min<i64>(CHUNK, call.D - d), head = d / size, heads = (d + n - 1) / size - head + 1;
       fill_panel<I, C>(panel, call, call.x, call.past, block, block.first - call.left, count + W - 1, d, n);
       for (i64 t = 0; t < count; ++t) fill_filters<C>(own + t * heads * W, call, block, block.first + t, head, heads);
-      const auto tile = [&](auto tokens, auto vectors, i64 t, i64 c, const auto& filter) {
+      const auto tile = [&](auto tokens, auto vectors, i64 t, i64 c, const auto& add) INLINE {
         Vec<C> z[tokens][vectors] = {};
-        for (i64 w = 0; w < W; ++w)
-          for (int v = 0; v < vectors; ++v) {
-            const Vec<C> s = tap(w, d + c + v * L);
-            for (int a = 0; a < tokens; ++a)
-              z[a][v] += (s + filter(a, v, w)) * load(panel + (t + a + w) * CHUNK + c + v * L);
-          }
-        for (int a = 0; a < tokens; ++a)
-          for (int v = 0; v < vectors; ++v) finish(z[a][v], block.first + t + a, d + c + v * L, n - c - v * L);
+        add(z);
+        if (taps.given)
+          for (i64 w = 0; w < W; ++w)
+            each(vectors, [&](auto v) INLINE {
+              const Vec<C> s = taps.tap(taps.at(d + c + v * L), w);
+              each(tokens, [&](auto a) INLINE { z[a][v] += s * load(panel + (t + a + w) * CHUNK + c + v * L); });
+            });
+        each(tokens, [&](auto a) INLINE {
+          each(vectors, [&](auto v) INLINE { finish(z[a][v], block.first + t + a, d + c + v * L, n - c - v * L); });
+        });
+      };
+      const auto tiles = [&](auto most) {
+        for_tiles<4, most, C>(count, n, [&](auto tokens, auto vectors, i64 t, i64 c) {
+          const C* filters[tokens];
+          each(tokens, [&](auto a) INLINE { filters[a] = own + ((t + a) * heads + (d + c) / size - head) * W; });
+          tile(tokens, vectors, t, c, [&](auto& z) INLINE { slide(z, panel + t * CHUNK + c, filters, W); });
+        });
       };
       if (whole) {
-        for_tiles<2, 4, C>(count, n, [&](auto tokens, auto vectors, i64 t, i64 c) {
-          const C* filters[vectors];
-          for (int v = 0; v < vectors; ++v) filters[v] = own + (t * heads + (d + c + v * L) / size - head) * W;
-          tile(tokens, vectors, t, c, [&](int a, int v, i64 w) { return Vec<C>{} + filters[v][a * heads * W + w]; });
-        });
+        size % (WIDE * L) ? tiles(Constant<1>{}) : tiles(Constant<WIDE>{});
         continue;
       }
       for (i64 t = 0; t < count; ++t) {
         for (i64 w = 0; w < W; ++w)
           for (i64 c = 0; c < n; ++c) spread[w * CHUNK + c] = own[(t * heads + (d + c) / size - head) * W + w];
         for (i64 c = 0; c < n; c += L)
-          tile(Constant<1>{}, Constant<1>{}, t, c, [&](int, int, i64 w) { return load(spread + w * CHUNK + c); });
+          tile(Constant<1>{}, Constant<1>{}, t, c, [&](auto& z) INLINE {
+            for (i64 w = 0; w < W; ++w) z[0][0] += load(spread + w * CHUNK + c) * load(panel + (t + w) * CHUNK + c);
+          });
       }
     }
   });
@@ -122,13 +136,15 @@ template <class Z, class S> void gradient(const Call& call) {
           C* row = out + ((block.row * call.T + block.start + block.first + t) * H + h) * W;
           const auto dots = [&](auto taps, i64 w) {
             Vec<C> sum[taps] = {};
-            for (i64 c = 0; c < n; c += L)
-              for (int a = 0; a < taps; ++a) sum[a] += load(y + t * CHUNK + c) * load(x + (t + w + a) * CHUNK + c);
-            for (int a = 0; a < taps; ++a) {
+            for (i64 c = 0; c < n; c += L) {
+              const Vec<C> g = load(y + t * CHUNK + c);
+              each(taps, [&](auto a) INLINE { sum[a] += g * load(x + (t + w + a) * CHUNK + c); });
+            }
+            each(taps, [&](auto a) INLINE {
               C total = d ? row[w + a] : C{};
               for (int lane = 0; lane < L; ++lane) total += sum[a][lane] * static_cast<C>(call.scale);
               row[w + a] = total;
-            }
+            });
           };
           i64 w = 0;
           for (; w + 8 <= W; w += 8) dots(Constant<8>{}, w);

@@ -1,5 +1,5 @@
 // The pool of threads, and what the processor has.
-#include "tiles.h"
+#include "call.h"
 
 namespace dynaconv {
 

@@ -11,6 +11,7 @@ namespace dynaconv {
 namespace {
 
 constexpr int TOKENS = BYTES == 64 ? 6 : 3;  // x 4 taps: with the basis they fill the vector registers
+constexpr int PAIRS = BYTES == 64 ? 4 : 2;   // of tokens or ranks, x 4 taps, for gradients
 
 struct Filters {
   const Numbers &codes, &basis, &taps;  // codes: head is the rank; basis: row is the rank, head the channel
@@ -24,7 +25,8 @@ template <class C> struct Packed {
   static constexpr int L = LANES<C>;
   const i64 R, W, D, stride, channel;  // channel: from one channel of the basis to the next
   const C* const unpacked;              // null where the basis is packed
-  Scratch<C> basis, taps;
+  const Taps<C> taps;
+  Scratch<C> basis;
 
   Packed(const Call& call, const Filters& f, bool always = false)
       : R(f.R), W(call.W), D(call.D), stride((call.D + L - 1) / L * L), channel(f.basis.head),
@@ -32,8 +34,7 @@ template <class C> struct Packed {
                          f.basis.dtype == dtype_of(C{})
                      ? static_cast<const C*>(f.basis.data)
                      : nullptr),
-        basis(unpacked ? 0 : stride * R * W), taps(f.taps.data ? stride * W : 0) {
-    if (f.taps.data) fill_taps<C>(taps, f.taps, call, stride, false);
+        taps(call, f.taps, false), basis(unpacked ? 0 : stride * R * W) {
     if (unpacked) return;
     for_each(stride / L, R * W * L, [&](i64 block) {
       C* to = basis + block * R * W * L;
@@ -52,36 +53,60 @@ template <class C> struct Packed {
   }
 
   // Adds codes times basis in the order of the ranks, as everywhere, the four taps of a channel at once.
-  template <int TT> void add_unpacked(Vec<C> (&f)[TT][4], const C* codes, i64 d) const {
+  template <int TT> __attribute__((noinline)) void add_unpacked(Vec<C> (&f)[TT][4], const C* codes, i64 d) const {
     using Quad = typename VectorOf<C, 4>::type;
+    C taps[4][L], sums[L][4];
     for (int a = 0; a < TT; ++a) {
-      Quad sum[L];
-      for (int lane = 0; lane < L; ++lane) sum[lane] = Quad{f[a][0][lane], f[a][1][lane], f[a][2][lane], f[a][3][lane]};
-      for (i64 r = 0; r < R; ++r)
-        for (int lane = 0; lane < L; ++lane) {
-          Quad u;
-          std::memcpy(&u, unpacked + std::min(d + lane, D - 1) * channel + r * 4, sizeof u);
-          sum[lane] += codes[a * R + r] * u;
-        }
-      for (int k = 0; k < 4; ++k)
-        for (int lane = 0; lane < L; ++lane) f[a][k][lane] = sum[lane][k];
+      std::memcpy(taps, f[a], sizeof taps);
+      for (int lane = 0; lane < L; ++lane)
+        for (int k = 0; k < 4; ++k) sums[lane][k] = taps[k][lane];
+      constexpr int EACH = L < 8 ? L : 8;  // channels at a time: enough sums under way, and all in registers
+      for (int lane = 0; lane < L; lane += EACH) {
+        const C* own[EACH];
+        Quad sum[EACH], u;
+        for (int i = 0; i < EACH; ++i) own[i] = unpacked + std::min(d + lane + i, D - 1) * channel;
+        std::memcpy(sum, sums[lane], sizeof sum);
+        for (i64 r = 0; r < R; ++r)
+          for (int i = 0; i < EACH; ++i) {
+            std::memcpy(&u, own[i] + r * 4, sizeof u);
+            sum[i] += codes[a * R + r] * u;
+          }
+        std::memcpy(sums[lane], sum, sizeof sum);
+      }
+      for (int lane = 0; lane < L; ++lane)
+        for (int k = 0; k < 4; ++k) taps[k][lane] = sums[lane][k];
+      std::memcpy(f[a], taps, sizeof taps);
     }
   }
 
-  // The filters of consecutive tokens for the taps w.. and the channels d..d+L-1, from their codes [.][R].
-  template <int TT, int TAPS> void filters(Vec<C> (&f)[TT][TAPS], const C* codes, i64 w, i64 d, bool has_taps) const {
-    for (int k = 0; k < TAPS; ++k) {
-      const Vec<C> start = has_taps ? load(taps + (w + k) * stride + d) : Vec<C>{};
-      for (int a = 0; a < TT; ++a) f[a][k] = start;
-    }
+  // Calls use(a, k, filter) with the filters of consecutive tokens a for the taps w + k and the channels d..d+L-1, from
+  // their codes [.][R]. They stay in registers: no other function may see where they are.
+  template <int TT, int TAPS, class F> INLINE void filters(const C* codes, i64 w, i64 d, const F& use) const {
+    const C* added = taps.given ? taps.at(d) : nullptr;
+    const auto start = [&](int k) INLINE { return added ? taps.tap(added, w + k) : Vec<C>{}; };
     if constexpr (TAPS == 4)
-      if (unpacked) return add_unpacked(f, codes, d);
+      if (unpacked) {
+        Vec<C> in_memory[TT][4];
+        for (int k = 0; k < 4; ++k)
+          for (int a = 0; a < TT; ++a) in_memory[a][k] = start(k);
+        add_unpacked(in_memory, codes, d);
+        each(Constant<4>{}, [&](auto k) INLINE { each(Constant<TT>{}, [&](auto a) INLINE { use(a, k, in_memory[a][k]); }); });
+        return;
+      }
+    constexpr Constant<TT> tokens;
+    constexpr Constant<TAPS> four;
+    Vec<C> f[TT][TAPS];
+    each(four, [&](auto k) INLINE {
+      const Vec<C> first = start(k);
+      each(tokens, [&](auto a) INLINE { f[a][k] = first; });
+    });
     const C* b = basis + d * R * W + w * L;
     for (i64 r = 0; r < R; ++r, b += W * L)
-      for (int k = 0; k < TAPS; ++k) {
+      each(four, [&](auto k) INLINE {
         const Vec<C> u = load(b + k * L);
-        for (int a = 0; a < TT; ++a) f[a][k] += codes[a * R + r] * u;
-      }
+        each(tokens, [&](auto a) INLINE { f[a][k] += codes[a * R + r] * u; });
+      });
+    each(four, [&](auto k) INLINE { each(tokens, [&](auto a) INLINE { use(a, k, f[a][k]); }); });
   }
 };
 
@@ -122,12 +147,11 @@ template <class I, class S> void convolve(const Call& call) {
         constexpr int TT = decltype(tokens)::value;
         Vec<C> z[TT] = {};
         for_taps(W, [&](auto taps, i64 w) {
-          Vec<C> filters[TT][taps];
-          packed.filters(filters, codes + t * R, w, d + c, f.taps.data != nullptr);
-          for (int k = 0; k < taps; ++k)
-            for (int a = 0; a < TT; ++a) z[a] += filters[a][k] * load(panel + (t + a + w + k) * CHUNK + c);
+          packed.template filters<TT, taps>(codes + t * R, w, d + c, [&](auto a, auto k, Vec<C> filter) INLINE {
+            z[a] += filter * load(panel + (t + a + w + k) * CHUNK + c);
+          });
         });
-        for (int a = 0; a < TT; ++a) finish(z[a], block.first + t + a, d + c, n - c);
+        each(tokens, [&](auto a) INLINE { finish(z[a], block.first + t + a, d + c, n - c); });
       });
     }
   });
@@ -152,11 +176,9 @@ template <class Z, class S> void transpose(const Call& call) {
         for_tiles<TOKENS, 1, C>(count, L, [&](auto tokens, auto, i64 t, i64) {
           constexpr int TT = decltype(tokens)::value;
           for_taps(W, [&](auto taps, i64 w) {
-            Vec<C> filters[TT][taps];
-            packed.filters(filters, codes + t * R, w, d + c, f.taps.data != nullptr);
-            for (int a = 0; a < TT; ++a)
-              for (int k = 0; k < taps; ++k)
-                store(products + ((t + a) * W + w + k) * L, filters[a][k] * load(panel + (t + a) * CHUNK + c));
+            packed.template filters<TT, taps>(codes + t * R, w, d + c, [&](auto a, auto k, Vec<C> filter) INLINE {
+              store(products + ((t + a) * W + w + k) * L, filter * load(panel + (t + a) * CHUNK + c));
+            });
           });
         });
         for (i64 s = 0; s < block.tokens(); ++s) {
@@ -202,30 +224,39 @@ template <class Z, class S> void gradient(const Call& call) {
           const C* u = packed.basis + (d + c) * R * W;
           for_taps(W, [&](auto four, i64 w) {
             constexpr int taps = decltype(four)::value;
-            for_tiles<2, 1, C>(count, L, [&](auto tokens, auto, i64 t, i64) {
+            for_tiles<PAIRS, 1, C>(count, L, [&](auto tokens, auto, i64 t, i64) {
               Vec<C> products[tokens][taps];
-              for (int a = 0; a < tokens; ++a)
-                for (int k = 0; k < taps; ++k) products[a][k] = load(p + ((t + a) * W + w + k) * L);
-              for (i64 r = 0; r < R; ++r) {
+              each(tokens, [&](auto a) INLINE {
+                each(four, [&](auto k) INLINE { products[a][k] = load(p + ((t + a) * W + w + k) * L); });
+              });
+              C* to = lanes + t * R * L;
+              const C* from = u + w * L;
+              const i64 token = R * L, rank = W * L;
+              for (const C* const end = from + R * rank; from < end; from += rank, to += L) {
                 Vec<C> sum[tokens];
-                for (int a = 0; a < tokens; ++a) sum[a] = load(lanes + ((t + a) * R + r) * L);
-                for (int k = 0; k < taps; ++k)
-                  for (int a = 0; a < tokens; ++a) sum[a] += products[a][k] * load(u + (r * W + w + k) * L);
-                for (int a = 0; a < tokens; ++a) store(lanes + ((t + a) * R + r) * L, sum[a]);
+                each(tokens, [&](auto a) INLINE { sum[a] = load(to + a * token); });
+                each(four, [&](auto k) INLINE {
+                  const Vec<C> own = load(from + k * L);
+                  each(tokens, [&](auto a) INLINE { sum[a] += products[a][k] * own; });
+                });
+                each(tokens, [&](auto a) INLINE { store(to + a * token, sum[a]); });
               }
             });
-            for_tiles<2, 1, C>(R, L, [&](auto ranks, auto, i64 r, i64) {
+            for_tiles<PAIRS, 1, C>(R, L, [&](auto ranks, auto, i64 r, i64) {
               Vec<C> sum[ranks][taps];
-              const auto place = [&](int a, int k) { return own + ((r + a) * W + w + k) * stride + d + c; };
-              for (int a = 0; a < ranks; ++a)
-                for (int k = 0; k < taps; ++k) sum[a][k] = load(place(a, k));
-              for (i64 t = 0; t < count; ++t)
-                for (int k = 0; k < taps; ++k) {
-                  const Vec<C> product = load(p + (t * W + w + k) * L);
-                  for (int a = 0; a < ranks; ++a) sum[a][k] += codes[t * R + r + a] * product;
-                }
-              for (int a = 0; a < ranks; ++a)
-                for (int k = 0; k < taps; ++k) store(place(a, k), sum[a][k]);
+              const auto all = [&](const auto& function) INLINE {
+                each(ranks, [&](auto a) INLINE {
+                  each(four, [&](auto k) INLINE { function(sum[a][k], own + ((r + a) * W + w + k) * stride + d + c); });
+                });
+              };
+              all([](Vec<C>& value, C* place) INLINE { value = load(place); });
+              const C *code = codes + r, *from = p + w * L;
+              for (const C* const end = from + count * W * L; from < end; from += W * L, code += R)
+                each(four, [&](auto k) INLINE {
+                  const Vec<C> product = load(from + k * L);
+                  each(ranks, [&](auto a) INLINE { sum[a][k] += code[a] * product; });
+                });
+              all([](Vec<C>& value, C* place) INLINE { store(place, value); });
             });
           });
         }

@@ -1,7 +1,7 @@
 """Loads the kernels, and calls them with tensors.
 
 What is the same in all calls with tensors of the same shapes, strides and dtypes is packed once, as the record `Plan`
-of tiles.h; a call then packs where its tensors are, as the record `Places`.
+of call.h; a call then packs where its tensors are, as the record `Places`.
 """
 
 import ctypes
@@ -188,7 +188,7 @@ def plan(
     residual: Tensor | None = None, grad: Tensor | None = None, past: Tensor | None = None, dz: Tensor | None = None,
     buffer: Tensor | None = None, backwards: bool = False, groups: int = 1, stride: int = 0,
 ) -> bytes:  # fmt: skip
-    """The record `Plan`, whose fields are explained in tiles.h."""
+    """The record `Plan`, whose fields are explained in call.h."""
     strides = [n for t in (x, residual, grad, past, dz, buffer) for n in ((0, 0) if t is None else t.stride()[:2])]
     axes = [n for tensor, dims in zip(filters, _AXES[family], strict=True) for n in _numbers(tensor, dims)]
     size, bytes_each, rows = (0, 0, 0) if buffer is None else (buffer.shape[1], buffer.element_size(), len(buffer))

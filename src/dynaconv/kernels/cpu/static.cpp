@@ -11,24 +11,26 @@ namespace {
 template <class I, class S> void convolve(const Call& call) {
   using C = Compute<S>;
   constexpr int L = LANES<C>;
-  const i64 stride = (call.D + L - 1) / L * L, W = call.W, D = call.D;
-  Scratch<C> taps(W * stride);
-  fill_taps<C>(taps, call.filters[0], call, stride, call.reversed);
+  const i64 W = call.W, D = call.D;
+  const Taps<C> taps(call, call.filters[0], call.reversed);
   for_blocks(call, D * W / L, [&](const Block& block) {
     const Finish<S> finish(call, block);
-    if (W <= FEW) {
+    if (reads_in_place(call, block)) {
       const Window<I> x(call, call.x, call.past, block, block.first - call.left, block.tokens() + W - 1);
       for (i64 d = 0; d < D; d += PIECE)
         for_rows<4, 2, C>(block.tokens(), d, std::min(D, d + PIECE), [&](auto tokens, auto vectors, i64 t, i64 c) {
           const i64 n = vectors > 1 ? L : D - c;
           Vec<C> z[tokens][vectors] = {};
+          const C* own[vectors];
+          each(vectors, [&](auto v) INLINE { own[v] = taps.at(c + v * L); });
           for (i64 w = 0; w < W; ++w)
-            for (int v = 0; v < vectors; ++v) {
-              const Vec<C> f = load(taps + w * stride + c + v * L);
-              for (int a = 0; a < tokens; ++a) z[a][v] += f * load_some(x.rows[t + a + w] + c + v * L, n);
-            }
-          for (int a = 0; a < tokens; ++a)
-            for (int v = 0; v < vectors; ++v) finish(z[a][v], block.first + t + a, c + v * L, n);
+            each(vectors, [&](auto v) INLINE {
+              const Vec<C> f = taps.tap(own[v], w);
+              each(tokens, [&](auto a) INLINE { z[a][v] += f * load_some(x.rows[t + a + w] + c + v * L, n); });
+            });
+          each(tokens, [&](auto a) INLINE {
+            each(vectors, [&](auto v) INLINE { finish(z[a][v], block.first + t + a, c + v * L, n); });
+          });
         });
       return;
     }
@@ -38,13 +40,16 @@ template <class I, class S> void convolve(const Call& call) {
       fill_panel<I, C>(panel, call, call.x, call.past, block, block.first - call.left, block.tokens() + W - 1, d, n);
       for_tiles<4, 2, C>(block.tokens(), n, [&](auto tokens, auto vectors, i64 t, i64 c) {
         Vec<C> z[tokens][vectors] = {};
+        const C* own[vectors];
+        each(vectors, [&](auto v) INLINE { own[v] = taps.at(d + c + v * L); });
         for (i64 w = 0; w < W; ++w)
-          for (int v = 0; v < vectors; ++v) {
-            const Vec<C> f = load(taps + w * stride + d + c + v * L);
-            for (int a = 0; a < tokens; ++a) z[a][v] += f * load(panel + (t + a + w) * CHUNK + c + v * L);
-          }
-        for (int a = 0; a < tokens; ++a)
-          for (int v = 0; v < vectors; ++v) finish(z[a][v], block.first + t + a, d + c + v * L, n - c - v * L);
+          each(vectors, [&](auto v) INLINE {
+            const Vec<C> f = taps.tap(own[v], w);
+            each(tokens, [&](auto a) INLINE { z[a][v] += f * load(panel + (t + a + w) * CHUNK + c + v * L); });
+          });
+        each(tokens, [&](auto a) INLINE {
+          each(vectors, [&](auto v) INLINE { finish(z[a][v], block.first + t + a, d + c + v * L, n - c - v * L); });
+        });
       });
     }
   });
@@ -68,19 +73,20 @@ template <class Z, class S> void gradient(const Call& call) {
         const Window<Z> y(call, call.dz, {}, block, block.first, block.tokens());
         for (i64 first = 0; first < block.tokens(); first += PAGES)
           for_tiles<4, 2, C>(W, call.D, [&](auto taps, auto vectors, i64 w, i64 c) {
-            Vec<C> sum[taps][vectors], g[vectors];
-            const auto place = [&](int a, int v) { return total + (w + a) * call.D + c + v * L; };
-            const i64 n = call.D - c;
-            for (int a = 0; a < taps; ++a)
-              for (int v = 0; v < vectors; ++v) sum[a][v] = load_some(place(a, v), n - v * L);
-            for (i64 t = first; t < std::min(block.tokens(), first + PAGES); ++t) {
-              for (int v = 0; v < vectors; ++v) g[v] = load_some(y.rows[t] + c + v * L, n - v * L);
-              for (int a = 0; a < taps; ++a)
-                for (int v = 0; v < vectors; ++v)
-                  sum[a][v] += g[v] * load_some(x.rows[t + w + a] + c + v * L, n - v * L);
-            }
-            for (int a = 0; a < taps; ++a)
-              for (int v = 0; v < vectors; ++v) store_some(place(a, v), sum[a][v], n - v * L);
+            Vec<C> sum[taps][vectors];
+            const i64 n = vectors > 1 ? L : call.D - c;
+            const auto all = [&](const auto& function) INLINE {
+              each(taps, [&](auto a) INLINE {
+                each(vectors, [&](auto v) INLINE { function(sum[a][v], total + (w + a) * call.D + c + v * L); });
+              });
+            };
+            all([&](Vec<C>& value, C* place) INLINE { value = load_some(place, n); });
+            for (i64 t = first; t < std::min(block.tokens(), first + PAGES); ++t)
+              each(vectors, [&](auto v) INLINE {
+                const Vec<C> g = load_some(y.rows[t] + c + v * L, n);
+                each(taps, [&](auto a) INLINE { sum[a][v] += g * load_some(x.rows[t + w + a] + c + v * L, n); });
+              });
+            all([&](Vec<C>& value, C* place) INLINE { store_some(place, value, n); });
           });
       }
     });
@@ -94,12 +100,12 @@ template <class Z, class S> void gradient(const Call& call) {
       fill_panel<Z, C>(y, call, call.dz, {}, block, block.first, block.tokens(), d, n);
       for_tiles<8, 1, C>(W, n, [&](auto taps, auto, i64 w, i64 c) {
         Vec<C> sum[taps];
-        for (int a = 0; a < taps; ++a) sum[a] = load(total + (w + a) * CHUNK + c);
+        each(taps, [&](auto a) INLINE { sum[a] = load(total + (w + a) * CHUNK + c); });
         for (i64 t = 0; t < block.tokens(); ++t) {
           const Vec<C> g = load(y + t * CHUNK + c);
-          for (int a = 0; a < taps; ++a) sum[a] += g * load(x + (t + w + a) * CHUNK + c);
+          each(taps, [&](auto a) INLINE { sum[a] += g * load(x + (t + w + a) * CHUNK + c); });
         }
-        for (int a = 0; a < taps; ++a) store(total + (w + a) * CHUNK + c, sum[a]);
+        each(taps, [&](auto a) INLINE { store(total + (w + a) * CHUNK + c, sum[a]); });
       });
     }
     for (i64 w = 0; w < W; ++w) std::copy_n(total + w * CHUNK, n, partial + (group * W + w) * call.D + d);

@@ -1,134 +1,28 @@
-// What the operators share: sequences cut into blocks of tokens, panels of their inputs, and what follows the sum.
+// What the operators share: panels of their inputs, taps, tiles of tokens and channels, and what follows the sum.
 //
 // Dims: B batch, T tokens, D channels, H filters (C = D / H consecutive channels share one), W taps, N sequences.
 #pragma once
-#include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstdlib>
 #include <type_traits>
-#include <vector>
+#include <utility>
 
-#include "vector.h"
+#include "call.h"
 
-#define EXPORT extern "C" __attribute__((visibility("default")))
+#define INLINE __attribute__((always_inline))
 
 namespace dynaconv {
 
-using i64 = int64_t;
 template <int N> using Constant = std::integral_constant<int, N>;
 
+// Calls function(i) for i in 0..N-1, each a constant: what an array holds can then stay in registers.
+template <class F, int... I> INLINE inline void each_of(const F& function, std::integer_sequence<int, I...>) {
+  (function(Constant<I>{}), ...);
+}
+template <int N, class F> INLINE inline void each(Constant<N>, const F& function) {
+  each_of(function, std::make_integer_sequence<int, N>{});
+}
+
 constexpr int CHUNK = 64;  // channels of a panel: a window of rows stays in the L1 cache
-
-// Where rows and tokens of a tensor [rows, tokens, channels] are; its channels lie one after the other.
-struct Strides {
-  i64 row, token;
-};
-
-// Filters, codes or a basis: numbers of any dtype, [..., heads, taps] with any strides.
-struct Axes {
-  i64 dtype, row, token, head, tap, heads;
-};
-
-// What all calls with tensors of the same shapes, strides and dtypes have in common. The output is
-// scale * (activation(sum + bias) + residual), or where there is `grad`, the gradient of the output, the gradient of the
-// sum: a tensor in the dtype of computation.
-struct Plan {
-  Strides x, residual, grad, past, dz, buffer;  // past: [M, W-1, D], the inputs before each sequence; dz: gradient of the sum
-  i64 B, T, D, W, N, left, silu;
-  double scale;
-  i64 size, bytes, rows;  // of the buffer [rows, size, D] and of its numbers
-  i64 input, output;    // dtypes of what is summed and of the output
-  i64 reversed;         // the gradient of x, from filters the other way round
-  i64 groups, stride;   // of partial sums over tokens, and from one of their rows to the next
-  Axes filters[3];
-};
-
-// Where the tensors of a call are; null where there is none.
-struct Places {
-  const void *x, *residual, *grad, *past, *dz;
-  void* buffer;                  // moves on to the last inputs of every sequence behind the operator
-  const i64 *indices, *ends;     // [N] rows of `past` and `buffer`, negative for none; [N + 1] ends of packed sequences
-  const void* bias;              // [D], in the dtype of computation
-  void *out, *out_past;          // [B, T, D], and for gradients [N, W-1, D], that of `past`
-  void* partial;                 // sums over tokens, one for each of `groups`
-  const void* filters[3];
-};
-
-struct Rows {
-  const void* data;
-  i64 row, token;
-};
-
-struct Numbers : Axes {
-  const void* data;
-};
-
-struct Call : Plan {
-  const Places& at;
-  Rows x, residual, grad, past, dz;
-  Numbers filters[3];
-
-  Call(const Plan& plan, const Places& at)
-      : Plan(plan), at(at), x{at.x, plan.x.row, plan.x.token}, residual{at.residual, plan.residual.row, plan.residual.token},
-        grad{at.grad, plan.grad.row, plan.grad.token}, past{at.past, plan.past.row, plan.past.token},
-        dz{at.dz, plan.dz.row, plan.dz.token} {
-    for (int i = 0; i < 3; ++i) filters[i] = {plan.filters[i], at.filters[i]};
-    if (at.buffer) {
-      const i64 spare = (size - W + 1) * buffer.token * bytes;
-      past = {static_cast<const char*>(at.buffer) + spare, buffer.row, buffer.token};
-    }
-  }
-};
-
-// Tokens first..last-1 of the `length` tokens of a sequence, which begins at token `start` of row `row` of the batch.
-struct Block {
-  i64 sequence, row, start, length, first, last;
-  i64 tokens() const { return last - first; }
-};
-
-using Body = void (*)(i64, i64, void*);
-using ParallelFor = int32_t (*)(i64 begin, i64 end, i64 grain, Body, void*);
-extern ParallelFor parallel_for;  // torch's own pool of threads
-
-// Calls function(i) for i in 0..count-1, on all threads where there is enough to do; `cost` is in operations.
-template <class F> void for_each(i64 count, i64 cost, const F& function) {
-  const Body body = [](i64 begin, i64 end, void* context) {
-    for (i64 i = begin; i < end; ++i) (*static_cast<const F*>(context))(i);
-  };
-  constexpr i64 WORTH = 1 << 17;  // operations that pay for waking a thread
-  void* context = const_cast<F*>(&function);
-  if (count < 2 || count * cost < 2 * WORTH || parallel_for == nullptr)
-    body(0, count, context);
-  else
-    parallel_for(0, count, std::max<i64>(1, WORTH / std::max<i64>(1, cost)), body, context);
-}
-
-// The blocks of all sequences; they depend on sizes alone, so that sums are the same for any number of threads.
-inline std::vector<Block> blocks_of(const Call& call, i64 limit = 64) {
-  const i64 size = std::max<i64>(8, std::min<i64>(limit, call.B * call.T / 32));
-  std::vector<Block> blocks;
-  for (i64 n = 0; n < call.N; ++n) {
-    const i64 start = call.at.ends ? call.at.ends[n] : 0, length = call.at.ends ? call.at.ends[n + 1] - start : call.T;
-    for (i64 first = call.at.out_past ? 1 - call.W : 0; first < length; first += size)
-      blocks.push_back({n, call.at.ends ? 0 : n, start, length, first, std::min(length, first + size)});
-  }
-  return blocks;
-}
-
-// Calls function(block) for all blocks; `cost` is in operations on vectors for a token.
-template <class F> void for_blocks(const Call& call, i64 cost, const F& function) {
-  const std::vector<Block> blocks = blocks_of(call);
-  for_each(blocks.size(), blocks.empty() ? 0 : blocks[0].tokens() * cost, [&](i64 i) { function(blocks[i]); });
-}
-
-template <class C> struct Scratch {
-  explicit Scratch(i64 size) : data(static_cast<C*>(std::aligned_alloc(64, (size * sizeof(C) + 63) / 64 * 64 + 64))) {}
-  ~Scratch() { std::free(data); }
-  Scratch(const Scratch&) = delete;
-  operator C*() const { return data; }
-  C* data;
-};
 
 // `count` numbers, or a whole vector where there are more.
 template <class S> inline Vec<Compute<S>> load_some(const S* p, i64 count) {
@@ -155,14 +49,18 @@ void fill_panel(C* panel, const Call& call, const Rows& x, const Rows& past, con
   for (i64 i = 0; i < count; ++i, panel += CHUNK) {
     const I* p = token_of<I>(call, x, past, block, first + i);
     for (i64 c = 0; c < n; c += L) store(panel + c, p ? load_some(p + d + c, n - c) : Vec<C>{});
+    if (p && d + n < call.D)  // of the next panel; no stream that the processor foresees
+      for (i64 c = 0; c < n; c += 64 / static_cast<i64>(sizeof(I))) __builtin_prefetch(p + d + n + c, 0, 2);
   }
 }
 
 // For few taps the copy into a panel would not pay. Their windows are pointers to whole rows where these lie, and tokens
 // come before channels, as they do in memory.
-constexpr i64 FEW = 8;       // taps
+constexpr i64 FEW = 8;       // taps, or for more taps, half of the tokens
 constexpr i64 PIECE = 512;   // channels at a time, whose taps and rows stay in the L1 cache
 constexpr i64 PAGES = 16;    // tokens at a time, whose rows the TLB can hold
+
+inline bool reads_in_place(const Call& call, const Block& block) { return call.W <= FEW || block.tokens() <= FEW / 2; }
 
 template <class I> struct Window {
   std::vector<const I*> rows;  // of tokens first..first+count-1
@@ -200,20 +98,37 @@ void read(C* to, const Numbers& from, i64 offset, i64 step, i64 count, i64 row_s
   }
 }
 
-// Static filters [H, W] as taps, [W][stride]: one row of channels for every tap; reversed, for gradients.
-template <class C> void fill_taps(C* taps, const Numbers& filters, const Call& call, i64 stride, bool reversed) {
-  const i64 H = filters.heads, size = call.D / H, first = reversed ? call.W - 1 : 0, step = reversed ? -1 : 1;
-  if (size == 1) {
-    for (i64 w = 0; w < call.W; ++w)
-      read<C>(taps + w * stride, filters, (first + w * step) * filters.tap, filters.head, H);
-    return;
+// Static filters [H, W], reversed for gradients: where all lanes of a vector share a filter as they are, [H][W], otherwise
+// as one row of channels for every tap, [W][stride].
+template <class C> struct Taps {
+  const i64 W, size, stride;  // size: channels of a head
+  const bool shared, given;
+  Scratch<C> data;
+
+  Taps(const Call& call, const Numbers& filters, bool reversed)
+      : W(call.W), size(call.D / filters.heads), stride((call.D + LANES<C> - 1) / LANES<C> * LANES<C>),
+        shared(size % LANES<C> == 0), given(filters.data != nullptr), data(!given ? 0 : shared ? filters.heads * W : W * stride) {
+    const i64 H = filters.heads, first = reversed ? W - 1 : 0, step = reversed ? -1 : 1;
+    if (!given) return;
+    if (shared) {
+      read<C>(data, filters, first * filters.tap, step * filters.tap, W, filters.head, H);
+      return;
+    }
+    if (size == 1) {
+      for (i64 w = 0; w < W; ++w) read<C>(data + w * stride, filters, (first + w * step) * filters.tap, filters.head, H);
+      return;
+    }
+    Scratch<C> filter(W);
+    for (i64 h = 0; h < H; ++h) {
+      read<C>(filter, filters, h * filters.head + first * filters.tap, step * filters.tap, W);
+      for (i64 w = 0; w < W; ++w) std::fill_n(data + w * stride + h * size, size, filter[w]);
+    }
   }
-  Scratch<C> filter(call.W);
-  for (i64 h = 0; h < H; ++h) {
-    read<C>(filter, filters, h * filters.head + first * filters.tap, step * filters.tap, call.W);
-    for (i64 w = 0; w < call.W; ++w) std::fill_n(taps + w * stride + h * size, size, filter[w]);
-  }
-}
+
+  // The taps of a vector of channels that begins at d, and one of them.
+  const C* at(i64 d) const { return data + (shared ? d / size * W : d); }
+  Vec<C> tap(const C* taps, i64 w) const { return shared ? broadcast(taps[w]) : load(taps + w * stride); }
+};
 
 // Tiles of TT tokens and NV vectors of channels, or fewer at the ends: tile(Constant tokens, Constant vectors, t, c).
 template <int TT, int NV, class C, class F> inline void for_tiles(i64 tokens, i64 n, const F& tile) {
@@ -227,7 +142,29 @@ template <int TT, int NV, class C, class F> inline void for_tiles(i64 tokens, i6
   for (; c < n; c += LANES<C>) column(Constant<1>{});
 }
 
-// The same where rows are read as they lie: along the channels first..last-1 of a few tokens, then of the next ones.
+constexpr int WIDE = BYTES == 64 ? 4 : 2;  // vectors of a tile, which with four tokens fill the registers
+
+// Adds sum_w filters[a][w] * panel[a + w] to z[a]: tokens a of a tile whose vectors of channels share a filter. A row of
+// the panel is loaded once for all tokens; every token adds its taps in their order.
+template <int TT, int NV, class C>
+INLINE inline void slide(Vec<C> (&z)[TT][NV], const C* panel, const C* const (&filters)[TT], i64 W) {
+  const auto add = [&](i64 row, auto first, auto last) INLINE {  // for the tokens first..last-1
+    constexpr int low = first, high = last;
+    Vec<C> x[NV];
+    each(Constant<NV>{}, [&](auto v) INLINE { x[v] = load(panel + row * CHUNK + v * LANES<C>); });
+    each(Constant<TT>{}, [&](auto a) INLINE {
+      if constexpr (a >= low && a < high) {
+        const Vec<C> f = broadcast(filters[a][row - a]);
+        each(Constant<NV>{}, [&](auto v) INLINE { z[a][v] += f * x[v]; });
+      }
+    });
+  };
+  each(Constant<TT - 1>{}, [&](auto r) INLINE { add(r, Constant<0>{}, Constant<r + 1>{}); });
+  for (i64 row = TT - 1; row < W; ++row) add(row, Constant<0>{}, Constant<TT>{});
+  each(Constant<TT - 1>{}, [&](auto r) INLINE { add(W + r, Constant<r + 1>{}, Constant<TT>{}); });
+}
+
+// Tiles where rows are read as they lie: along the channels first..last-1 of a few tokens, then of the next ones.
 template <int TT, int NV, class C, class F> inline void for_rows(i64 tokens, i64 first, i64 last, const F& tile) {
   const auto row = [&](auto count, i64 t) {
     i64 c = first;
@@ -264,18 +201,19 @@ template <class S> struct Finish {
   const Call& call;
   const Block& block;
   const C scale;
+  const i64 D;
   S* const out;      // where its sequence begins
   const bool plain;  // nothing but the factor follows
 
   Finish(const Call& call, const Block& block)
-      : call(call), block(block), scale(static_cast<C>(call.scale)),
+      : call(call), block(block), scale(static_cast<C>(call.scale)), D(call.D),
         out(static_cast<S*>(call.at.out) + (block.row * call.T + block.start) * call.D),
         plain(!call.silu && !call.at.bias && !call.residual.data && !call.grad.data && !call.at.out_past &&
               !(call.at.indices && call.at.indices[block.sequence] < 0)) {}
 
   // z: the sum of channels d..d+count-1, or of as many as a vector has, of token t of the sequence.
-  void operator()(Vec<C> z, i64 t, i64 d, i64 count) const {
-    if (plain && count >= LANES<C>) return store(out + t * call.D + d, z * scale);
+  INLINE void operator()(Vec<C> z, i64 t, i64 d, i64 count) const {
+    if (__builtin_expect(plain && count >= LANES<C>, 1)) return store(out + t * D + d, z * scale);
     rest(z, t, d, count);
   }
 
@@ -298,50 +236,5 @@ template <class S> struct Finish {
     store_some(to, z * scale, count);
   }
 };
-
-// Whether every sequence has a row of its own in the buffer, or none.
-inline bool rows_are_valid(const Call& call) {
-  if (!call.at.buffer || !call.at.indices) return true;
-  std::vector<bool> used(call.rows);
-  for (i64 n = 0; n < call.N; ++n) {
-    const i64 row = call.at.indices[n];
-    if (row >= call.rows || (row >= 0 && used[row])) return false;
-    if (row >= 0) used[row] = true;
-  }
-  return true;
-}
-
-// Moves the buffer of the call on.
-inline void move_on(const Call& call) {
-  if (!call.at.buffer) return;
-  const i64 width = call.D * call.bytes, step = call.buffer.token * call.bytes;
-  for_each(call.N, call.size * call.D, [&](i64 n) {
-    const i64 row = call.at.indices ? call.at.indices[n] : n, start = call.at.ends ? call.at.ends[n] : 0;
-    const i64 length = call.at.ends ? call.at.ends[n + 1] - start : call.T, kept = std::max<i64>(0, call.size - length);
-    if (row < 0 || length == 0) return;
-    char* to = static_cast<char*>(call.at.buffer) + row * call.buffer.row * call.bytes;
-    const char* x = static_cast<const char*>(call.x.data) + (call.at.ends ? 0 : n) * call.x.row * call.bytes;
-    for (i64 i = 0; i < kept; ++i) std::memcpy(to + i * step, to + (i + length) * step, width);
-    for (i64 i = kept; i < call.size; ++i)
-      std::memcpy(to + i * step, x + (start + length - call.size + i) * call.x.token * call.bytes, width);
-  });
-}
-
-// Runs a template for the dtypes of what is summed and of the output.
-template <class F> void dispatch(const Call& call, const F& run) {
-  if (call.output == 0) return run(float{}, float{});
-  if (call.output == 1) return run(double{}, double{});
-  if (call.output == 2) return call.input == 0 ? run(float{}, bf16{}) : run(bf16{}, bf16{});
-  return call.input == 0 ? run(float{}, fp16{}) : run(fp16{}, fp16{});
-}
-
-// An operator as a whole; 1 where the rows of its buffer are wrong, and nothing was done.
-template <class F> int32_t operate(const Plan* plan, const Places* at, const F& convolve) {
-  const Call call(*plan, *at);
-  if (!rows_are_valid(call)) return 1;
-  dispatch(call, [&](auto input, auto output) { convolve(call, input, output); });
-  move_on(call);
-  return 0;
-}
 
 }  // namespace dynaconv

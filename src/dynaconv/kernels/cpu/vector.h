@@ -84,6 +84,9 @@ template <class S> inline void store(S* p, Vec<Compute<S>> v, int64_t count) {
 }
 template <class S> inline void store(S* p, Vec<Compute<S>> v) { store(p, v, LANES<Compute<S>>); }
 
+// All lanes the same; what is subtracted is nothing, also from -0.
+template <class C> inline Vec<C> broadcast(C value) { return value - Vec<C>{}; }
+
 template <class S> inline Compute<S> scalar(const S* p) {
   if constexpr (sizeof(S) > 2) return *p;
   else return load(p, 1)[0];
