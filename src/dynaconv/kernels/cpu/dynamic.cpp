@@ -92,8 +92,10 @@ template <class I, class S> void convolve(const Call& call) {
         continue;
       }
       for (i64 t = 0; t < count; ++t) {
-        for (i64 w = 0; w < W; ++w)
-          for (i64 c = 0; c < n; ++c) spread[w * CHUNK + c] = own[(t * heads + (d + c) / size - head) * W + w];
+        for (i64 h = 0; h < heads; ++h) {
+          const i64 first = std::max(d, (head + h) * size) - d, last = std::min(d + n, (head + h + 1) * size) - d;
+          for (i64 w = 0; w < W; ++w) fill_some(spread + w * CHUNK + first, own[(t * heads + h) * W + w], last - first);
+        }
         for (i64 c = 0; c < n; c += L)
           tile(Constant<1>{}, Constant<1>{}, t, c, [&](auto& z) INLINE {
             for (i64 w = 0; w < W; ++w) z[0][0] += load(spread + w * CHUNK + c) * load(panel + (t + w) * CHUNK + c);
@@ -109,8 +111,30 @@ template <class Z, class S> void gradient(const Call& call) {
   constexpr int L = LANES<C>;
   const i64 W = call.W, H = call.filters[0].heads, size = call.D / H;
   C* const out = static_cast<C*>(call.at.out);
+  const C scale = static_cast<C>(call.scale);
   for_blocks(call, call.D * W / L, [&](const Block& block) {
     const i64 count = block.tokens();
+    const auto row_of = [&](i64 t, i64 h) { return out + ((block.row * call.T + block.start + block.first + t) * H + h) * W; };
+    if (size < L) {  // a vector holds several heads
+      const i64 heads = CHUNK / size;
+      Scratch<C> x((count + W) * CHUNK), y(count * CHUNK);
+      for (i64 h = 0; h < H; h += heads) {
+        const i64 n = std::min(H - h, heads) * size;
+        fill_panel<S, C>(x, call, call.x, call.past, block, block.first - call.left, count + W - 1, h * size, n);
+        fill_panel<Z, C>(y, call, call.dz, {}, block, block.first, count, h * size, n);
+        for (i64 t = 0; t < count; ++t)
+          for (i64 w = 0; w < W; ++w) {
+            C products[CHUNK];
+            for (i64 c = 0; c < n; c += L) store(products + c, load(y + t * CHUNK + c) * load(x + (t + w) * CHUNK + c));
+            for (i64 i = 0; i * size < n; ++i) {
+              C total = 0;
+              for (i64 c = i * size; c < (i + 1) * size; ++c) total += products[c];
+              row_of(t, h + i)[w] = total * scale;
+            }
+          }
+      }
+      return;
+    }
     if (W <= FEW) {
       const Window<S> x(call, call.x, call.past, block, block.first - call.left, count + W - 1);
       const Window<Z> y(call, call.dz, {}, block, block.first, count);
@@ -120,9 +144,7 @@ template <class Z, class S> void gradient(const Call& call) {
             Vec<C> sum = {};
             for (i64 d = h * size; d < (h + 1) * size; d += L)
               sum += load_some(y.rows[t] + d, (h + 1) * size - d) * load_some(x.rows[t + w] + d, (h + 1) * size - d);
-            C total = 0;
-            for (int lane = 0; lane < L; ++lane) total += sum[lane];
-            out[((block.row * call.T + block.start + block.first + t) * H + h) * W + w] = total * static_cast<C>(call.scale);
+            row_of(t, h)[w] = sum_of<C, L>(sum) * scale;
           }
       return;
     }
@@ -133,7 +155,7 @@ template <class Z, class S> void gradient(const Call& call) {
         fill_panel<S, C>(x, call, call.x, call.past, block, block.first - call.left, count + W - 1, h * size + d, n);
         fill_panel<Z, C>(y, call, call.dz, {}, block, block.first, count, h * size + d, n);
         for (i64 t = 0; t < count; ++t) {
-          C* row = out + ((block.row * call.T + block.start + block.first + t) * H + h) * W;
+          C* row = row_of(t, h);
           const auto dots = [&](auto taps, i64 w) {
             Vec<C> sum[taps] = {};
             for (i64 c = 0; c < n; c += L) {
@@ -141,9 +163,7 @@ template <class Z, class S> void gradient(const Call& call) {
               each(taps, [&](auto a) INLINE { sum[a] += g * load(x + (t + w + a) * CHUNK + c); });
             }
             each(taps, [&](auto a) INLINE {
-              C total = d ? row[w + a] : C{};
-              for (int lane = 0; lane < L; ++lane) total += sum[a][lane] * static_cast<C>(call.scale);
-              row[w + a] = total;
+              row[w + a] = (d ? row[w + a] : C{}) + sum_of<C, L>(sum[a]) * scale;
             });
           };
           i64 w = 0;

@@ -23,14 +23,14 @@ struct Filters {
 
 template <class C> struct Packed {
   static constexpr int L = LANES<C>;
-  const i64 R, W, D, stride, channel;  // channel: from one channel of the basis to the next
+  const i64 R, W, D, stride, channel, rank;  // the last two: from one channel or rank of the basis to the next
   const C* const unpacked;              // null where the basis is packed
   const Taps<C> taps;
   Scratch<C> basis;
 
   Packed(const Call& call, const Filters& f, bool always = false)
-      : R(f.R), W(call.W), D(call.D), stride((call.D + L - 1) / L * L), channel(f.basis.head),
-        unpacked(!always && call.B * call.T < 8 && W == 4 && f.basis.tap == 1 && f.basis.row == 4 &&
+      : R(f.R), W(call.W), D(call.D), stride((call.D + L - 1) / L * L), channel(f.basis.head), rank(f.basis.row),
+        unpacked(!always && call.B * call.T < 8 && W == 4 && f.basis.tap == 1 &&
                          f.basis.dtype == dtype_of(C{})
                      ? static_cast<const C*>(f.basis.data)
                      : nullptr),
@@ -38,16 +38,13 @@ template <class C> struct Packed {
     if (unpacked) return;
     for_each(stride / L, R * W * L, [&](i64 block) {
       C* to = basis + block * R * W * L;
-      Scratch<C> own(R * W);
-      for (int lane = 0; lane < L; ++lane) {
-        const i64 d = block * L + lane;
-        if (d >= call.D)
-          std::fill_n(own.data, R * W, C{});
-        else if (f.basis.row == W * f.basis.tap)
-          read<C>(own, f.basis, d * f.basis.head, f.basis.tap, R * W);
-        else
-          for (i64 r = 0; r < R; ++r) read<C>(own + r * W, f.basis, d * f.basis.head + r * f.basis.row, f.basis.tap, W);
-        for (i64 k = 0; k < R * W; ++k) to[k * L + lane] = own[k];
+      Scratch<C> own(L * W);
+      std::fill_n(own.data, L * W, C{});
+      for (i64 r = 0; r < R; ++r, to += W * L) {
+        const i64 lanes = std::min<i64>(L, D - block * L);
+        read<C>(own, f.basis, block * L * channel + r * rank, f.basis.tap, W, channel, lanes);
+        for (i64 w = 0; w < W; ++w)
+          for (int lane = 0; lane < L; ++lane) to[w * L + lane] = own[lane * W + w];
       }
     });
   }
@@ -68,7 +65,7 @@ template <class C> struct Packed {
         std::memcpy(sum, sums[lane], sizeof sum);
         for (i64 r = 0; r < R; ++r)
           for (int i = 0; i < EACH; ++i) {
-            std::memcpy(&u, own[i] + r * 4, sizeof u);
+            std::memcpy(&u, own[i] + r * rank, sizeof u);
             sum[i] += codes[a * R + r] * u;
           }
         std::memcpy(sums[lane], sum, sizeof sum);
@@ -263,8 +260,7 @@ template <class Z, class S> void gradient(const Call& call) {
       }
       for (i64 t = 0; t < count; ++t)
         for (i64 r = 0; r < R; ++r) {
-          C sum = 0;
-          for (int lane = 0; lane < L; ++lane) sum += lanes[(t * R + r) * L + lane];
+          const C sum = sum_of<C, L>(load(lanes + (t * R + r) * L));
           dcodes[(block.row * call.T + block.start + block.first + t) * R + r] = sum * static_cast<C>(call.scale);
         }
     }

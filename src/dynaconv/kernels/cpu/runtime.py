@@ -179,8 +179,11 @@ class Gradients:
 
 
 def groups(tokens: int, width: int) -> int:
-    """How many partial sums of gradients over tokens there are: it depends on sizes alone, and so do the bits."""
-    return max(1, min(64, tokens // max(1, 20 * width)))
+    """How many partial sums of gradients over tokens there are: it depends on sizes alone, and so do the bits.
+
+    They take a twentieth of the memory of x, or where x is small, work for four threads.
+    """
+    return max(1, min(4, tokens // 8), min(64, tokens // max(1, 20 * width)))
 
 
 def plan(

@@ -32,6 +32,13 @@ template <class S> inline void store_some(S* p, Vec<Compute<S>> v, i64 count) {
   count >= LANES<Compute<S>> ? store(p, v) : store(p, v, count);
 }
 
+// `count` times the same number, four at a time: for few of them the library's fill would take longer to begin.
+template <class C> inline void fill_some(C* to, C value, i64 count) {
+  const typename VectorOf<C, 4>::type four = {value, value, value, value};
+  for (; count >= 4; count -= 4, to += 4) std::memcpy(to, &four, sizeof four);
+  for (; count > 0; --count) *to++ = value;
+}
+
 // Where token t of a sequence is, in x or in what came before it; null where it is in neither.
 template <class I> inline const I* token_of(const Call& call, const Rows& x, const Rows& past, const Block& block, i64 t) {
   if (t >= 0 && t < block.length)

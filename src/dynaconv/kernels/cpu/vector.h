@@ -87,6 +87,17 @@ template <class S> inline void store(S* p, Vec<Compute<S>> v) { store(p, v, LANE
 // All lanes the same; what is subtracted is nothing, also from -0.
 template <class C> inline Vec<C> broadcast(C value) { return value - Vec<C>{}; }
 
+// The sum of all lanes, half added to half.
+template <class C, int N> inline C sum_of(typename VectorOf<C, N>::type v) {
+  if constexpr (N == 2) {
+    return v[0] + v[1];
+  } else {
+    typename VectorOf<C, N / 2>::type halves[2];
+    std::memcpy(halves, &v, sizeof v);
+    return sum_of<C, N / 2>(halves[0] + halves[1]);
+  }
+}
+
 template <class S> inline Compute<S> scalar(const S* p) {
   if constexpr (sizeof(S) > 2) return *p;
   else return load(p, 1)[0];
