@@ -49,7 +49,7 @@ lint: .venv/.dev
 	$(BIN)/pyrefly check
 
 bench: .venv/.dev
-	$(BIN)/dynaconv bench cpu --compile --output benchmarks/results/operators_cpu.json
+	$(BIN)/dynaconv bench cpu --output benchmarks/results/operators_cpu.json
 
 # Renews the lock: the newest versions of everything but torch, for every Python that transformers supports.
 lock: .venv-lock/bin/python

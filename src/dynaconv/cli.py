@@ -101,12 +101,14 @@ class Bench:
     """Measurements of every contestant."""
     threads: int | None = None
     """On a CPU; default: as many as PyTorch takes."""
-    compiled: Annotated[bool, arg(name="compile")] = False
-    """Also the reference under torch.compile; takes minutes, and a C++ compiler on a CPU."""
+    compiled: Annotated[bool, arg(name="compile")] = True
+    """Also the reference under torch.compile, which takes minutes; left out where there is no C++ compiler."""
     skip_slow: bool = False
     """Leave out "unfold + einsum", which takes most of the time and of the memory."""
     startup: bool = True
     """Also the first call in new processes, without and with compiled kernels on disk."""
+    decoding: bool = True
+    """On a CPU, also 1, 16 and 128 tokens, and generate() of a Llama with short convolutions beside the plain one."""
     output: Path | None = None
     """Write the results here, and a plot with the suffix .png beside them."""
 

@@ -19,7 +19,7 @@ SHAPE = (1, 64, 64)
 def files(tmp_path_factory):
     output = tmp_path_factory.mktemp("bench") / "operators.json"
     threads = torch.get_num_threads()
-    options = ["--rounds", "1", "--threads", "2", "--no-startup", "--output", str(output)]
+    options = ["--rounds", "1", "--threads", "2", "--no-startup", "--no-compile", "--output", str(output)]
     try:
         main(["bench", "cpu", "--shape", *map(str, SHAPE), *options])
     finally:
@@ -47,6 +47,14 @@ def test_every_contestant_has_a_row_for_every_pass(files):
             assert row["bytes"] == 2 * 4 * 64 * 64
             assert row["times_copy"] == row["peak_over_results"] == 1
     assert len(record["thread_scaling"]) == 5 * len(PASSES)
+    assert [(row["problem"], row["pass"]) for row in record["bf16"]] == [
+        (row["problem"], row["pass"]) for row in record["thread_scaling"]
+    ]
+    few = {(row["problem"], row["tokens"], row["pass"], row["contestant"]) for row in record["few_tokens"]}
+    assert len(few) == len(record["few_tokens"]) == 5 * (2 + 2 * 2 * 2) + 2 * 2 * 2  # and F.conv1d for static filters
+    assert {tokens for _, tokens, kind, _ in few if kind == "forward"} == {1, 16, 128}
+    assert {tokens for _, tokens, kind, _ in few if kind != "forward"} == {16, 128}
+    assert [row["batch"] for row in record["generation"]] == [1, 8]
     assert record["machine"]["torch"] == torch.__version__
     assert record["settings"]["shape"] == list(SHAPE)
 
@@ -86,7 +94,7 @@ def test_first_calls():
     with tqdm(disable=True) as bar:
         cold, warm = startup.first_calls("static_conv", "cpu", "float32", bar)
     assert (cold["cache"], warm["cache"]) == startup.CACHES
-    assert min(row[name] for row in (cold, warm) for name in ("forward_s", "backward_s")) > 0
+    assert min(row[name] for row in (cold, warm) for name in ("forward_ms", "backward_ms")) > 0
 
 
 @pytest.mark.parametrize(

@@ -1,50 +1,21 @@
-"""The Triton kernels, on a GPU or else in Triton's interpreter.
+"""What is particular to the Triton kernels, on a GPU or else in Triton's interpreter.
 
-pytest does not collect this file by itself: `test_triton.py` runs it in a process of its own with TRITON_INTERPRET=1, which
-has to be set before the kernels are imported. On a machine with a GPU: pytest tests/kernels/on_triton.py
+pytest does not collect this file by itself: `test_triton.py` runs it, with the tests of all implementations, in a process
+of its own with TRITON_INTERPRET=1. On a machine with a GPU: pytest tests/kernels tests/kernels/on_triton.py
 """
-
-import os
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import dynaconv
 
-from ..conftest import check_guards
-from .problems import EXTRAS, MIXED, OPERATORS, Problem, problems
-from .test_second_derivatives import COMBINATIONS, check_second_derivatives
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-DTYPES = [(dtype, dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)]
-# A program takes a millisecond in the interpreter.
-LENGTHS = [0, 1, 2, 3, 7, 17, 31, 33, 50] if INTERPRETED else [0, 1, 2, 3, 7, 31, 50, 127, 129, 2047, 4097]
-CHANNELS = [1, 2, 3, 7, 16, 24] if INTERPRETED else [1, 3, 16, 24, 48, 64, 96, 128, 256, 1000]
-WIDTHS = [1, 2, 3, 4, 5, 9] if INTERPRETED else [1, 2, 3, 4, 5, 6, 7, 8, 31]
-RANKS = [1, 3, 8, 15, 16, 17] if INTERPRETED else [1, 3, 4, 7, 8, 15, 16, 17, 32, 64, 128]
+from .backends import INTERPRETED, KERNELS
+from .problems import OPERATORS, Problem
 
 
 def problem(kind, *sizes, **options):
-    return Problem(kind, *sizes, device=DEVICE, **options)
-
-
-@pytest.mark.parametrize("kind", OPERATORS)
-@settings(deadline=None, derandomize=True, max_examples=30, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
-def test_as_accurate_as_the_reference(kind, data):
-    limit = 100 if INTERPRETED else 4000
-    strategy = problems(kind, LENGTHS, CHANNELS, WIDTHS, RANKS, DTYPES + MIXED[:2], limit, DEVICE)
-    data.draw(strategy).check("triton")
-
-
-@pytest.mark.parametrize("extra", [*EXTRAS, None])
-@pytest.mark.parametrize("kind", OPERATORS)
-def test_every_keyword(kind, extra):
-    problem(kind, extras=() if extra is None else (extra,)).check("triton")
+    return KERNELS[-1].problem(kind, *sizes, **options)
 
 
 @pytest.mark.parametrize(
@@ -54,44 +25,6 @@ def test_every_keyword(kind, extra):
 def test_several_blocks(kind, sizes):
     """More channels, heads, channels of a head and tokens than a program takes."""
     problem(kind, *sizes, rank=40, extras=("static", "state")).check("triton")
-
-
-@pytest.mark.parametrize("kind", OPERATORS)
-def test_the_rule_catches_a_wrong_kernel(kind):
-    right = problem(kind, seed=3)
-    name = "basis" if kind == "lowrank" else "filters"
-    filters = right.tensors()[0][name]
-    dropped = filters.clone()
-    dropped[..., -2] = 0
-    for wrong in (dropped, filters.flip(-1)):
-        with pytest.raises(AssertionError, match="error"):
-            right.check("triton", **{name: wrong})
-    with pytest.raises(AssertionError, match="gradient of x"):
-        right.check("triton", lambda results: results | {"gradient of x": torch.zeros_like(results["gradient of x"])})
-
-
-@pytest.mark.parametrize("extras", [("static",), tuple(EXTRAS)], ids=["plain", "all keywords"])
-@pytest.mark.parametrize("sizes", [(2, 33, 3, 16, 5), (1, 1, 1, 7, 9), (2, 5, 12, 1, 4)], ids=str)
-@pytest.mark.parametrize("kind", OPERATORS)
-def test_every_output_is_written_and_nothing_else(kind, sizes, extras, poisoned):
-    results = problem(kind, *sizes, extras=extras).run("triton")
-    assert all(result.isfinite().all() for result in results.values())
-    check_guards(poisoned)
-
-
-@pytest.mark.parametrize("kind", OPERATORS)
-def test_repeats_give_the_same_bits(kind):
-    once = problem(kind, 2, 90, 3, 16, 4, extras=("static", "bias", "silu"))
-    first = once.run("triton")
-    for _ in range(2 if INTERPRETED else 100):
-        again = once.run("triton")
-        assert all(torch.equal(first[name], again[name]) for name in first)
-
-
-@pytest.mark.parametrize("extras", COMBINATIONS, ids=str)
-@pytest.mark.parametrize("kind", OPERATORS)
-def test_second_derivatives(kind, extras):
-    check_second_derivatives("triton", problem(kind, extras=extras))
 
 
 def packed_of_length(kind, T):

@@ -9,6 +9,8 @@ import torch
 import dynaconv
 from dynaconv.nn import DynamicConv, LightConv
 
+from .backends import BACKENDS
+
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 
@@ -89,7 +91,7 @@ def check_token_by_token(case, step, length):
         torch.testing.assert_close(state[:, state.shape[1] - expected.shape[1] :], expected, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", BACKENDS, ids=str)
 @pytest.mark.parametrize(
     ("kind", "name"), [("light", n) for n in LIGHT] + [("dynamic", n) for n in DYNAMIC if not DYNAMIC[n]["in_proj"]]
 )
@@ -98,7 +100,7 @@ def test_modules(kind, name, backend):
     module = make_module(case, kind)
     x = batch_first(case["x"]).requires_grad_()
     query = batch_first(case["query"]).requires_grad_() if "query" in case else None
-    with dynaconv.backend(backend):
+    with backend.used():
         y = module(x) if query is None else module(x, query)
         check_output(y, batch_first(case["out"]))
         y.backward(batch_first(case["grad_out"]))
@@ -110,7 +112,7 @@ def test_modules(kind, name, backend):
             check_token_by_token(case, step, x.shape[1])
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", BACKENDS, ids=str)
 @pytest.mark.parametrize("name", [n for n in DYNAMIC if DYNAMIC[n]["in_proj"]])
 def test_joint_projection_of_input_and_filters(name, backend):
     """fairseq's `in_proj` is a linear layer in front of the operator."""
@@ -128,7 +130,7 @@ def test_joint_projection_of_input_and_filters(name, backend):
             inputs[:, token], filters[:, token], initial_state=state, return_final_state=True, **options
         )
 
-    with dynaconv.backend(backend):
+    with backend.used():
         y = dynaconv.dynamic_conv(inputs, filters, **options)
         check_output(y, batch_first(case["out"]))
         y.backward(batch_first(case["grad_out"]))

@@ -1,36 +1,38 @@
-"""Outputs and all gradients of the reference and of the CPU kernels, over shapes, dtypes, strides and keywords."""
+"""Outputs and all gradients of the reference and of all kernels, over shapes, dtypes, strides and keywords."""
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings
 
 import dynaconv
 
 from ..conftest import check_guards
+from .backends import BACKENDS, INTERPRETED, KERNELS
 from .oracle import loop_conv
-from .problems import DTYPES, EXTRAS, MIXED, OPERATORS, Problem, problems
+from .problems import EXTRAS, OPERATORS, Problem
 
-SAME = [(dtype, dtype) for dtype in DTYPES]
-RANKS = [0, 1, 3, 4, 7, 8, 15, 16, 17, 32]
 EVERYTHING = tuple(e for e in EXTRAS if e != "packed")
 
 
+@pytest.mark.parametrize("backend", KERNELS, ids=str)
 @pytest.mark.parametrize("kind", OPERATORS)
-@settings(deadline=None, derandomize=True, max_examples=100)
-@given(data=st.data())
-def test_kernels_are_as_accurate_as_the_reference(kind, data):
-    lengths = [0, 1, 2, 3, 7, 30, 31, 50, 67, 127, 129]
-    channels, widths = [1, 2, 3, 7, 16, 24, 65, 300], [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 31]
-    data.draw(problems(kind, lengths, channels, widths, RANKS, SAME + MIXED)).check("cpu")
+def test_kernels_are_as_accurate_as_the_reference(kind, backend):
+    @settings(deadline=None, derandomize=True, max_examples=backend.examples, suppress_health_check=list(HealthCheck))
+    @given(problem=backend.problems(kind))
+    def check(problem):
+        problem.check(backend.name)
+
+    check()
 
 
+@pytest.mark.parametrize("backend", KERNELS, ids=str)
 @pytest.mark.parametrize("extra", [*EXTRAS, None])
 @pytest.mark.parametrize("kind", OPERATORS)
-def test_every_keyword(kind, extra):
-    Problem(kind, extras=() if extra is None else (extra,)).check("cpu")
+def test_every_keyword(kind, extra, backend):
+    backend.problem(kind, extras=() if extra is None else (extra,)).check(backend.name)
 
 
+@pytest.mark.skipif(INTERPRETED, reason="too large for the interpreter")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes",
@@ -45,25 +47,28 @@ def test_every_keyword(kind, extra):
     ids=str,
 )
 @pytest.mark.parametrize("kind", OPERATORS)
-def test_large_sizes(kind, sizes):
-    Problem(kind, batch=1, **sizes).check("cpu")
+@pytest.mark.parametrize("backend", KERNELS, ids=str)
+def test_large_sizes(kind, sizes, backend):
+    backend.problem(kind, batch=1, **sizes).check(backend.name)
 
 
+@pytest.mark.parametrize(
+    ("backend", "dtypes"), [(b, pair) for b in KERNELS for pair in b.dtypes if len(set(pair)) == 1], ids=str
+)
 @pytest.mark.parametrize("kind", OPERATORS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_rule_catches_a_wrong_kernel(kind, dtype):
-    problem = Problem(kind, dtypes=(dtype, dtype), seed=3)
-    problem.check("cpu")
+def test_the_rule_catches_a_wrong_kernel(kind, backend, dtypes):
+    problem = backend.problem(kind, dtypes=dtypes, seed=3)
+    problem.check(backend.name)
     name = "basis" if kind == "lowrank" else "filters"
     filters = problem.tensors()[0][name]
     dropped = filters.clone()
     dropped[..., -2] = 0
     for wrong in (dropped, filters.flip(-1)):
         with pytest.raises(AssertionError, match="error"):
-            problem.check("cpu", **{name: wrong})
-    for gradient in [result for result in problem.run("cpu") if result.startswith("gradient")]:
+            problem.check(backend.name, **{name: wrong})
+    for gradient in [result for result in problem.run(backend.name) if result.startswith("gradient")]:
         with pytest.raises(AssertionError, match=gradient):
-            problem.check("cpu", lambda results, g=gradient: results | {g: torch.zeros_like(results[g])})
+            problem.check(backend.name, lambda results, g=gradient: results | {g: torch.zeros_like(results[g])})
 
 
 @pytest.mark.parametrize("padding", ["causal", "same", 0, 2])
@@ -120,19 +125,19 @@ def test_reference_gradients_of_any_order(kind):
     assert torch.autograd.gradgradcheck(function, leaves)
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", BACKENDS, ids=str)
 @pytest.mark.parametrize("extras", [("static",), EVERYTHING], ids=["plain", "all keywords"])
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_packed_sequences_are_convolved_one_by_one(kind, extras, backend):
     """Outputs, final states and all gradients; sequences of length 0, 1 and shorter than the filter among them."""
-    problem = Problem(kind, length=31, extras=(*extras, "packed"))
+    problem = backend.problem(kind, length=31, extras=(*extras, "packed"))
     inputs, keywords, grads = problem.tensors()
     ends = keywords.pop("cu_seqlens").tolist()
     assert {b - a for a, b in zip(ends, ends[1:])} >= {0, 3}
-    packed = problem.run(backend)
+    packed = problem.run(backend.name)
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items()}
     outputs, states = [], []
-    with dynaconv.backend(backend):
+    with backend.used():
         for n, (start, end) in enumerate(zip(ends, ends[1:])):
             own = dict(leaves)
             for name in ("x", "codes", *(["filters"] if kind == "dynamic" else [])):
@@ -150,60 +155,66 @@ def test_packed_sequences_are_convolved_one_by_one(kind, extras, backend):
         torch.testing.assert_close(actual, value, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@pytest.mark.parametrize("backend", KERNELS, ids=str)
 @pytest.mark.parametrize("extras", [(), EVERYTHING, ("packed", "static")], ids=["plain", "all keywords", "packed"])
 @pytest.mark.parametrize("sizes", [(2, 33, 3, 16, 5), (1, 1, 1, 7, 31), (3, 70, 2, 65, 16), (2, 5, 12, 1, 4)])
 @pytest.mark.parametrize("kind", OPERATORS)
-def test_every_output_is_written_and_nothing_else(kind, sizes, extras, poisoned):
-    results = Problem(kind, *sizes, extras=extras).run("cpu")
+def test_every_output_is_written_and_nothing_else(kind, sizes, extras, backend, poisoned):
+    results = backend.problem(kind, *sizes, extras=extras).run(backend.name)
     assert all(result.isfinite().all() for result in results.values())
     check_guards(poisoned)
 
 
+@pytest.mark.parametrize("backend", KERNELS, ids=str)
 @pytest.mark.parametrize("kind", ["dynamic", "lowrank"])
-def test_nan_stays_where_it_is(kind):
+def test_nan_stays_where_it_is(kind, backend):
     """An input that is not a number reaches the outputs whose window holds it, and no others."""
-    inputs, _, _ = Problem(kind, 1, 20, 2, 4, 3).tensors()
+    inputs, _, _ = backend.problem(kind, 1, 20, 2, 4, 3).tensors()
     inputs["x"][0, 7, 5] = float("nan")
-    bad = OPERATORS[kind](**inputs).isnan().nonzero().tolist()
+    with backend.used():
+        bad = OPERATORS[kind](**inputs).isnan().nonzero().tolist()
     assert bad == [[0, t, 5] for t in (7, 8, 9)]
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", BACKENDS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_silu_of_the_extreme(dtype, backend):
+    if (dtype, dtype) not in backend.dtypes:
+        pytest.skip("not computed by these kernels")
     z = torch.tensor(
         [-1e300 if dtype == torch.float64 else -1e30, -800, -90, -1, 0, 1, 90, 1e30, torch.inf, torch.nan, -torch.inf],
         dtype=dtype,
     )
-    with dynaconv.backend(backend):
+    with backend.used():
         y = dynaconv.static_conv(z.view(1, -1, 1), torch.ones(1, 1, dtype=dtype), activation="silu")
     torch.testing.assert_close(y.flatten(), torch.nn.functional.silu(z), equal_nan=True)
 
 
+@pytest.mark.parametrize("backend", KERNELS, ids=str)
 @pytest.mark.parametrize("kind", OPERATORS)
-def test_repeats_and_thread_counts_give_the_same_bits(kind):
-    problem = Problem(kind, 4, 200, 4, 24, 7, extras=("static", "bias", "silu"))
+def test_repeats_and_thread_counts_give_the_same_bits(kind, backend):
+    problem = backend.problem(kind, 2, 90, 3, 24, 7, extras=("static", "bias", "silu"))
     threads = torch.get_num_threads()
-    first = problem.run("cpu")
+    first = problem.run(backend.name)
     try:
         for count in (1, 2, 2):
             torch.set_num_threads(count)
-            again = problem.run("cpu")
+            again = problem.run(backend.name)
             assert all(torch.equal(first[name], again[name]) for name in first)
     finally:
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", BACKENDS, ids=str)
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_only_gradients_that_are_wanted(kind, backend):
     """Frozen inputs get none, and the others the same as if nothing were frozen."""
-    problem = Problem(kind, extras=("static", "bias", "state"))
-    everything = problem.run(backend)
+    problem = backend.problem(kind, extras=("static", "bias", "state"))
+    everything = problem.run(backend.name)
     inputs, keywords, grads = problem.tensors()
     for name in inputs:
         leaves = {n: tensor.detach().requires_grad_(n == name) for n, tensor in inputs.items()}
-        with dynaconv.backend(backend):
+        with backend.used():
             outputs = OPERATORS[kind](**leaves, **keywords)
         pairs = [(y, g) for y, g in zip(outputs, grads) if y.requires_grad]
         torch.autograd.backward([y for y, _ in pairs], [g for _, g in pairs])

@@ -6,6 +6,7 @@ from torch.autograd import gradgradcheck
 
 import dynaconv
 
+from .backends import KERNELS
 from .problems import EXTRAS, MIXED, OPERATORS, Problem
 from .test_integration import FILTERS, X
 
@@ -44,30 +45,34 @@ def check_second_derivatives(backend, problem):
     assert all(value.any() for name, value in expected.items() if name != "bias" or "silu" in problem.extras)
 
 
+@pytest.mark.parametrize("backend", KERNELS, ids=str)
 @pytest.mark.parametrize("extras", COMBINATIONS, ids=str)
 @pytest.mark.parametrize("kind", OPERATORS)
-def test_single_precision(kind, extras):
-    check_second_derivatives("cpu", Problem(kind, extras=extras))
+def test_single_precision(kind, extras, backend):
+    check_second_derivatives(backend.name, backend.problem(kind, extras=extras))
 
 
+@pytest.mark.parametrize("backend", KERNELS, ids=str)
 @pytest.mark.parametrize("dtypes", MIXED[:2], ids=str)
 @pytest.mark.parametrize("kind", OPERATORS)
-def test_mixed_dtypes(kind, dtypes):
-    check_second_derivatives("cpu", Problem(kind, extras=("static", "silu", "state"), dtypes=dtypes))
+def test_mixed_dtypes(kind, dtypes, backend):
+    problem = backend.problem(kind, extras=("static", "silu", "state"), dtypes=dtypes)
+    check_second_derivatives(backend.name, problem)
 
 
+@pytest.mark.parametrize("backend", KERNELS, ids=str)
 @pytest.mark.parametrize("kind", OPERATORS)
-def test_only_those_that_are_wanted(kind):
+def test_only_those_that_are_wanted(kind, backend):
     """With regard to one input at a time, through gradients of one input at a time."""
-    problem = Problem(kind, 2, 9, 2, 2, 3, 2, extras=("static", "bias", "silu", "state"))
+    problem = backend.problem(kind, 2, 9, 2, 2, 3, 2, extras=("static", "bias", "silu", "state"))
     inputs, keywords, _ = problem.tensors()
     keywords |= {"return_final_state": False}
     for of in inputs:
         for by in inputs:
             results = []
-            for backend in ("cpu", "reference"):
+            for implementation in (backend.name, "reference"):
                 leaves = {name: t.detach().requires_grad_(name in (of, by)) for name, t in inputs.items()}
-                with dynaconv.backend(backend):
+                with dynaconv.backend(implementation):
                     y = OPERATORS[kind](**leaves, **keywords)
                 first = torch.autograd.grad(y.square().sum(), leaves[of], create_graph=True)[0]
                 results.append(torch.autograd.grad(first.square().sum(), leaves[by])[0])
@@ -90,11 +95,12 @@ def test_third_derivatives(kind):
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize("backend", KERNELS, ids=str)
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("kind", OPERATORS)
-def test_no_token(kind, packed):
-    problem = Problem(kind, length=0, extras=("packed", "bias", "state") if packed else ("bias",))
-    torch.testing.assert_close(problem.run_twice("cpu"), problem.run_twice("reference"))
+def test_no_token(kind, packed, backend):
+    problem = backend.problem(kind, length=0, extras=("packed", "bias", "state") if packed else ("bias",))
+    torch.testing.assert_close(problem.run_twice(backend.name), problem.run_twice("reference"))
 
 
 @pytest.mark.parametrize("kind", OPERATORS)

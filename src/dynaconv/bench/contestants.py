@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,8 +108,8 @@ def contestants(problem: Problem, *, compiled: bool = False, slow: bool = True) 
 def _reference(operator: Function) -> Function:
     """The operator in plain PyTorch."""
 
-    def reference(*inputs: Tensor) -> Tensor:
+    def reference(*inputs: Tensor, **keywords: Any) -> Tensor:
         with dynaconv.backend("reference"):
-            return operator(*inputs)
+            return operator(*inputs, **keywords)
 
     return reference

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
 from time import perf_counter
@@ -153,6 +153,25 @@ def thread_scaling(problem: Problem, setting: Setting, bar: tqdm) -> list[dict[s
     for kind in PASSES:
         one, many = (float(np.median(times[kind, count])) for count in counts)
         rows.append({"problem": problem.title, "pass": kind, "ms_1": one, "ms_all": many, "speedup": one / many})
+    return rows
+
+
+def dtypes(problem: Problem, setting: Setting, bar: tqdm) -> list[dict[str, Any]]:
+    """Our operator in fp32 and in bf16: a row for every pass, with medians in ms."""
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    buffers = {name: _buffers(problem, replace(setting, dtype=dtype)) for name, dtype in kinds.items()}
+    times: dict[tuple[str, str], list[float]] = {(kind, name): [] for kind in PASSES for name in kinds}
+    for _ in range(setting.rounds):
+        for kind, name in times:
+            times[kind, name].append(_cpu_milliseconds(partial(PASSES[kind], problem.operator, *next(buffers[name]))))
+        bar.update()
+    rows = []
+    for kind in PASSES:
+        ms = {name: float(np.median(times[kind, name])) for name in kinds}
+        rows.append(
+            {"problem": problem.title, "pass": kind, "ms_fp32": ms["fp32"], "ms_bf16": ms["bf16"],
+             "ratio": ms["bf16"] / ms["fp32"]}
+        )  # fmt: skip
     return rows
 
 

@@ -30,16 +30,49 @@ _COLUMNS: dict[str, tuple[str, str]] = {
     "peak_mb": ("peak MB", ".1f"),
     "peak_over_results": ("x results", ".2f"),
 }
+# Of every other table: its title, its rows in the record, and its columns {title: (key, format)}.
+_OTHERS: tuple[tuple[str, str, dict[str, tuple[str, str]]], ...] = (
+    (
+        "Threads",
+        "thread_scaling",
+        {"problem": ("problem", ""), "pass": ("pass", ""), "ms, 1 thread": ("ms_1", ".3f"),
+         "ms, all threads": ("ms_all", ".3f"), "speedup": ("speedup", ".2f")},
+    ),
+    (
+        "bf16 beside fp32",
+        "bf16",
+        {"problem": ("problem", ""), "pass": ("pass", ""), "ms, fp32": ("ms_fp32", ".3f"),
+         "ms, bf16": ("ms_bf16", ".3f"), "bf16 / fp32": ("ratio", ".2f")},
+    ),
+    (
+        "Few tokens, a batch of one: the fastest call",
+        "few_tokens",
+        {"problem": ("problem", ""), "tokens": ("tokens", ""), "pass": ("pass", ""), "contestant": ("contestant", ""),
+         "us": ("us", ".1f"), "x ours": ("times_ours", ".2f")},
+    ),
+    (
+        "generate() of a Llama of 8 layers, width 512, ms a token",
+        "generation",
+        {"batch": ("batch", ""), "plain": ("plain_ms", ".2f"), "low rank on q, k, v": ("grafted_ms", ".2f"),
+         "ratio": ("ratio", ".2f")},
+    ),
+    (
+        "First call in a process, milliseconds",
+        "first_calls",
+        {"operator": ("operator", ""), "cache on disk": ("cache", ""), "forward": ("forward_ms", ".1f"),
+         "backward": ("backward_ms", ".1f")},
+    ),
+)  # fmt: skip
 _NOTES = """\
 ms: median over the rounds; spread: distance between the quartiles over the median. MB moved: inputs read and outputs
 written once in each pass; GB/s: that over ms; % of copy: GB/s over those of a copy of x. peak MB: the most memory
 held during the call beyond the inputs; x results: that over the output (and the gradients)."""
 
 
-def print_tables(rows: Rows, scaling: Rows, first_calls: Rows) -> None:
-    """A table for every problem, then those of the threads and of the first calls where they were measured."""
+def print_tables(record: dict[str, Any]) -> None:
+    """A table for every problem of a record of :func:`.suite.bench`, then those of what else was measured."""
     console = Console(width=132)
-    for problem, own in _grouped(rows, "problem").items():
+    for problem, own in _grouped(record["rows"], "problem").items():
         table = Table(title=problem, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
         table.add_column("", no_wrap=True)
         for title, _ in _COLUMNS.values():
@@ -51,24 +84,12 @@ def print_tables(rows: Rows, scaling: Rows, first_calls: Rows) -> None:
                 table.add_row(f"  {row['contestant']}", *map(_format(row), _COLUMNS), style=style)
         console.print(table)
     console.print(_NOTES, style="dim", highlight=False)
-    if scaling:
-        table = Table("problem", "pass", "ms, 1 thread", "ms, all threads", "speedup", title="Threads", box=SIMPLE_HEAD)
-        for row in scaling:
-            numbers = [f"{row[key]:.3f}" for key in ("ms_1", "ms_all")]
-            table.add_row(row["problem"], row["pass"], *numbers, f"{row['speedup']:.2f}")
-        console.print(table)
-    if first_calls:
-        table = Table(
-            "operator",
-            "cache on disk",
-            "forward",
-            "backward",
-            title="First call in a process, seconds",
-            box=SIMPLE_HEAD,
-        )
-        for row in first_calls:
-            table.add_row(row["operator"], row["cache"], f"{row['forward_s']:.2f}", f"{row['backward_s']:.2f}")
-        console.print(table)
+    for title, key, columns in _OTHERS:
+        if record[key]:
+            table = Table(*columns, title=title, box=SIMPLE_HEAD, title_justify="left")
+            for row in record[key]:
+                table.add_row(*(format(row[name], kind) for name, kind in columns.values()))
+            console.print(table)
 
 
 def plot(rows: Rows, path: Path) -> None:

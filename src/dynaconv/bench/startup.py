@@ -23,7 +23,7 @@ CACHES = ("empty", "warm")
 
 
 def first_calls(operator: str, device: str, dtype: str, bar: tqdm) -> list[dict[str, Any]]:
-    """Seconds of the first forward and backward pass in a new process: a row with an empty cache, one with a warm."""
+    """Milliseconds of the first passes in a new process: a row with an empty cache, and one with a warm cache."""
     rows = []
     command = [sys.executable, "-m", __name__, operator, device, dtype]
     with tempfile.TemporaryDirectory() as folder:
@@ -45,7 +45,7 @@ def _measure(operator: str, device: str, dtype: torch.dtype) -> dict[str, float]
     y.sum().backward()
     if device == "cuda":
         torch.cuda.synchronize()
-    return {"forward_s": called - started, "backward_s": perf_counter() - called}
+    return {"forward_ms": 1e3 * (called - started), "backward_ms": 1e3 * (perf_counter() - called)}
 
 
 if __name__ == "__main__":

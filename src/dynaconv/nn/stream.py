@@ -37,12 +37,28 @@ class StreamStates:
         inputs = self.inputs[name]
         return inputs[:, inputs.shape[1] - keep :]
 
-    def advance(self, name: str, x: Tensor) -> None:
-        """Append x [B, T, D], after :meth:`past` has been read."""
-        inputs, keep = self.inputs[name], self._kept[name]
+    def convolve(self, conv: Callable[..., Tensor], name: str, x: Tensor, *condition: Tensor, keep: int) -> Tensor:
+        """conv(x, *condition, ...) with the `keep` inputs before x [B, T, D], to which x is then appended."""
+        past = self.past(name, x, keep)
+        # Without gradients, and where the last inputs are all that is kept, the operator overwrites them itself.
+        in_place = not (torch.is_grad_enabled() or self.record_past or torch.compiler.is_compiling())
+        if in_place and past.dtype == x.dtype and past.shape == (*x.shape[:1], keep, x.shape[2]):
+            y = conv(x, *condition, state=past)
+            self._count(name, x)
+        else:
+            y = conv(x, *condition, initial_state=past)
+            self._advance(name, x)
+        return y
+
+    def _count(self, name: str, x: Tensor) -> None:
         # A number that changed with every call would be compiled again with every call.
         counted = self._tokens[name] >= 0 and not torch.compiler.is_compiling()
         self._tokens[name] = self._tokens[name] + x.shape[1] if counted else -1
+
+    def _advance(self, name: str, x: Tensor) -> None:
+        """Append x [B, T, D], after :meth:`past` has been read."""
+        inputs, keep = self.inputs[name], self._kept[name]
+        self._count(name, x)
         if self.record_past:
             self.inputs[name] = torch.cat([inputs, x], dim=1)
             return
@@ -151,9 +167,7 @@ class Stream:
         keep = conv.width - 1
         if self.states is None or keep == 0:
             return conv(*arguments)
-        y = conv(*arguments, initial_state=self.states.past(name, x, keep))
-        self.states.advance(name, x)
-        return y
+        return self.states.convolve(conv, name, *arguments, keep=keep)
 
     def recur(
         self, recurrence: Callable[..., tuple[Tensor, Tensor | None]], name: str, *tensors: Tensor, **options: Any

@@ -4,6 +4,7 @@ Dims: B batch, T tokens, S source tokens, E d_model, D channels of the convoluti
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -170,8 +171,7 @@ class ConvMixer(nn.Module):
             x = x.masked_fill(mask[:, -x.shape[1] :, None] == 0, 0)
         if cache is None:
             return self.out_proj(self.conv(x))
-        y = self.conv(x, initial_state=cache.past("conv", x, self.conv.kernel_size - 1), offset=cache.seen)
-        cache.advance("conv", x)
+        y = cache.convolve(partial(self.conv, offset=cache.seen), "conv", x, keep=self.conv.kernel_size - 1)
         cache.seen += x.shape[1]
         return self.out_proj(y)
 
