@@ -29,7 +29,7 @@ class _Forced(threading.local):
 
 _forced = _Forced()
 _KEPT = 4096  # remembered calls
-_remembered: dict[Any, "_Remembered"] = {}
+_remembered: dict[Any, "_Remembered | _Trained"] = {}
 
 
 @contextlib.contextmanager
@@ -117,6 +117,24 @@ class _Remembered(NamedTuple):
         return y
 
 
+class _Trained(NamedTuple):
+    """A call with gradients, whose tensors the CPU kernels serve."""
+
+    operator: Operator
+    normalized: Callable[[Tensor], Tensor] | None
+    call: Call
+
+    def __call__(self, tensors: Sequence[Any], keywords: dict[str, Any]) -> Any:
+        x, *filters = tensors
+        if self.normalized is not None:
+            filters[0] = self.normalized(filters[0])
+        past, ends = keywords.get("initial_state"), keywords.get("cu_seqlens")
+        y = _forward(self.operator, (x, *filters, keywords.get("bias"), past), ends, self.call.options, "cpu", True)
+        if not self.call.return_final_state:
+            return y
+        return y, final_states(x, past, self.call.width - 1, ends)
+
+
 def run(
     operator: Operator, validate: Callable[..., Call], normalized: Callable[[Tensor], Tensor] | None,
     keywords: dict[str, Any], *tensors: Any,
@@ -145,50 +163,56 @@ def run(
             "or train with initial_state and return_final_state"
         )
     name = choose(_forced.backend, x, given[1:])
-    if (
-        key is not None
-        and name == "cpu"
-        and not trained
-        and are_plain((*given, call.cu_seqlens, call.indices))
-        and (convolution := _convolution(operator, call, x, filters)) is not None
-    ):
-        if len(_remembered) >= _KEPT:
-            _remembered.clear()
-        versions = call.buffer is not None and not call.buffer.is_inference()
-        _remembered[key] = remembered = _Remembered(convolution, normalized, versions)
-        return remembered(tensors, keywords)
+    if key is not None and name == "cpu" and are_plain((*given, call.cu_seqlens, call.indices)):
+        remembered = _remember(operator, call, x, filters, normalized, trained)
+        if remembered is not None:
+            if len(_remembered) >= _KEPT:
+                _remembered.clear()
+            _remembered[key] = remembered
+            return remembered(tensors, keywords)
     past = call.past()
-    y = _forward(operator, (x, *filters, call.bias, past), call, name, trained)
+    y = _forward(operator, (x, *filters, call.bias, past), call.cu_seqlens, call.options, name, trained)
     final = final_states(x, past, call.width - 1, call.cu_seqlens) if call.return_final_state else None
     y = call.move_on(x, y)
     return y if final is None else (y, final)
 
 
-def _forward(operator: Operator, tensors: Sequence[Any], call: Call, name: str, trained: bool) -> Tensor:
+def _forward(
+    operator: Operator, tensors: Sequence[Any], cu_seqlens: Tensor | None, options: Options, name: str, trained: bool
+) -> Any:
     """The output of an operator on an implementation."""
     if name == "reference":  # has all derivatives
-        return IMPLEMENTATIONS[name].forward(operator, tensors, call.cu_seqlens, call.options)
+        return IMPLEMENTATIONS[name].forward(operator, tensors, cu_seqlens, options)
     if are_plain(tensors):
         if not trained:
-            return IMPLEMENTATIONS[name].forward(operator, tensors, call.cu_seqlens, call.options)
+            return IMPLEMENTATIONS[name].forward(operator, tensors, cu_seqlens, options)
         from .kernels.autograd import Convolution
 
-        return Convolution.apply(operator, call.cu_seqlens, call.options, name, *tensors)
+        return Convolution.apply(operator, cu_seqlens, options, name, *tensors)
     from .kernels import library
 
     if not torch.compiler.is_compiling() and "torch.distributed.tensor" in sys.modules:
         importlib.import_module(f"{__package__}.kernels.sharding")
-    return library.forward(operator, tensors, call.cu_seqlens, call.options, name)
+    return library.forward(operator, tensors, cu_seqlens, options, name)
 
 
-def _convolution(operator: Operator, call: Call, x: Tensor, filters: Sequence[Any]) -> cpu.Convolution | None:
-    """The call for all tensors like these, where the CPU kernels can read them as they are."""
+def _remember(
+    operator: Operator, call: Call, x: Tensor, filters: Sequence[Any],
+    normalized: Callable[[Tensor], Tensor] | None, trained: bool,
+) -> "_Remembered | _Trained | None":  # fmt: skip
+    """What serves all calls like this one, on the CPU kernels."""
+    if trained:
+        # Without its tensors, which nothing may keep alive.
+        return _Trained(operator, normalized, Call(call.options, call.width, None, None, None, call.return_final_state))
     dtype, buffer = compute_dtype(x, *filters, call.bias), call.buffer
     before = call.initial_state if buffer is None else buffer
     if call.return_final_state or x.numel() == 0 or not cpu.prepared(x, call.bias, before, dtype):
         return None
     sequences = len(x) if call.cu_seqlens is None else len(call.cu_seqlens) - 1
-    return cpu.Convolution(operator.name, x, filters, call.initial_state, sequences, call.options, dtype, buffer=buffer)
+    convolution = cpu.Convolution(
+        operator.name, x, filters, call.initial_state, sequences, call.options, dtype, buffer=buffer
+    )
+    return _Remembered(convolution, normalized, buffer is not None and not buffer.is_inference())
 
 
 def _key(
@@ -197,37 +221,27 @@ def _key(
     """What validity and plan of a call depend on; None where the call is not remembered."""
     if _forced.backend not in (None, "cpu"):
         return None
-    trained = torch.is_grad_enabled()
     key: list[Any] = [operator.name, normalized]
+    recorded, trained = torch.is_grad_enabled(), False
     try:
         for tensor in tensors:
             if tensor is None:
                 key.append(None)
                 continue
-            if trained and tensor.requires_grad:
-                return None
-            key += (
-                type(tensor),
-                torch._C._dispatch_keys(tensor).raw_repr(),
-                tensor.shape,
-                tensor.stride(),
-                tensor.dtype,
-            )
+            trained = trained or (recorded and tensor.requires_grad)
+            key += _like(tensor)
         for name, value in keywords.items():
-            if not isinstance(value, Tensor):
+            if isinstance(value, Tensor):
+                trained = trained or (recorded and value.requires_grad)
+                key += (name, *_like(value))
+            else:
                 key += (name, type(value), value)
-                continue
-            if trained and value.requires_grad:
-                return None
-            key += (
-                name,
-                type(value),
-                torch._C._dispatch_keys(value).raw_repr(),
-                value.shape,
-                value.stride(),
-                value.dtype,
-            )
+        key.append(trained)
         hash(found := tuple(key))
     except (AttributeError, RuntimeError, TypeError):  # whatever is no dense tensor, or has no hash
         return None
     return found
+
+
+def _like(tensor: Tensor) -> tuple[Any, ...]:
+    return type(tensor), torch._C._dispatch_keys(tensor).raw_repr(), tensor.shape, tensor.stride(), tensor.dtype

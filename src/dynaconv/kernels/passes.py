@@ -52,7 +52,8 @@ def backward(
     if operator.static and filters[-1] is not None and needed[-3]:
         results[-3] = families("static").backward(dz, grad, x, filters[-1], past, *shared, False, True)[1]
     if bias is not None and needed[-2]:
-        results[-2] = dz.sum((0, 1), dtype=dtype) * options.scale
+        db = dz.sum((0, 1), dtype=dtype)
+        results[-2] = db if options.scale == 1 else db * options.scale
     return [
         None if t is None or r is None or not need else r.to(t.dtype).contiguous()
         for r, t, need in zip(results, tensors, needed, strict=True)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..options import Options
-from .runtime import Gradients, convolve, groups
+from .runtime import Gradients, convolve, groups, total
 
 
 def forward(
@@ -28,5 +28,5 @@ def backward(
         dcodes = x.new_empty(codes.shape, dtype=dtype)
         partial = x.new_empty(groups(B * T, R * W), R, W, -(-D // 16) * 16, dtype=dtype)
         gradients.of_filters(dcodes, partial)
-        dbasis = partial.sum(0)[..., :D].transpose(1, 2) * options.scale
+        dbasis = total(partial, options)[..., :D].transpose(1, 2)
     return dx, dcodes, dbasis, dpast

@@ -186,6 +186,12 @@ def groups(tokens: int, width: int) -> int:
     return max(1, min(4, tokens // 8), min(64, tokens // max(1, 20 * width)))
 
 
+def total(partial: Tensor, options: Options) -> Tensor:
+    """The sum of the partial sums [groups, ...], times the scale of the operator."""
+    whole = partial[0] if len(partial) == 1 else partial.sum(0)
+    return whole if options.scale == 1 else whole * options.scale
+
+
 def plan(
     family: str, x: Tensor, filters: Filters, N: int, options: Options, summed: torch.dtype, output: torch.dtype, *,
     residual: Tensor | None = None, grad: Tensor | None = None, past: Tensor | None = None, dz: Tensor | None = None,

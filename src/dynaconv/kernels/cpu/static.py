@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..options import Options
-from .runtime import Gradients, convolve, groups
+from .runtime import Gradients, convolve, groups, total
 
 
 def forward(
@@ -27,5 +27,6 @@ def backward(
     if of_filters:
         partial = x.new_empty(groups(B * T, W), W, D, dtype=dtype)
         gradients.of_filters(None, partial)
-        dfilters = partial.sum(0).unflatten(1, (H, -1)).sum(2).T * options.scale
+        dtaps = total(partial, options)
+        dfilters = (dtaps if H == D else dtaps.unflatten(1, (H, -1)).sum(2)).T
     return dx, dfilters, dpast
