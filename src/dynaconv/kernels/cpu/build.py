@@ -21,17 +21,19 @@ FLAGS = "-std=c++17 -O3 -fPIC -fno-math-errno -Wno-psabi -fvisibility=hidden"
 
 
 def digest() -> str:
-    """Of the sources: part of the names of the libraries, so that none is loaded that was made of others."""
+    """Of the sources and how they are compiled: part of the names of libraries, so that none is of others."""
     sources = [path.read_bytes() for path in sorted(FOLDER.glob("*.[ch]*")) if path.suffix in (".cpp", ".h")]
+    sources.append(Path(__file__).read_bytes())
     return hashlib.sha256(b"".join(sources)).hexdigest()[:8]
 
 
-def build(folder: Path = LIBRARIES, flags: str = "") -> list[Path]:
+def build(folder: Path = LIBRARIES, flags: str = "", anew: bool = False) -> list[Path]:
     """Compile every level that this kind of processor may have.
 
     Args:
         folder: where the libraries go.
         flags: more for the compiler, such as "-fsanitize=address".
+        anew: also where there are libraries of these sources.
 
     Returns:
         The libraries.
@@ -40,10 +42,13 @@ def build(folder: Path = LIBRARIES, flags: str = "") -> list[Path]:
         FileNotFoundError: no C++ compiler; $CXX names one, otherwise it is c++.
         RuntimeError: the compiler failed; the message is its own.
     """
+    levels = LEVELS.get(platform.machine(), {"native": ""})
+    libraries = {level: folder / f"dynaconv-{digest()}-{level}.so" for level in levels}
+    if not (flags or anew) and all(path.exists() for path in libraries.values()):
+        return list(libraries.values())
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler.split()[0]) is None:
         raise FileNotFoundError(f"no C++ compiler {compiler}: install one, or name it in the variable CXX")
-    levels = LEVELS.get(platform.machine(), {"native": ""})
     folder.mkdir(parents=True, exist_ok=True)
     sources = sorted(FOLDER.glob("*.cpp"))
     jobs = [(level, source) for level in levels for source in sources]
@@ -56,20 +61,17 @@ def build(folder: Path = LIBRARIES, flags: str = "") -> list[Path]:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile_one, jobs))
-    libraries = []
     for outdated in folder.glob("dynaconv-*.so"):
         outdated.unlink()
-    for level in levels:
+    for level, library in libraries.items():
         own = [str(path) for path, job in zip(objects, jobs, strict=True) if job[0] == level]
-        library = folder / f"dynaconv-{digest()}-{level}.so"
         partial = library.with_suffix(".partial")
         static = [] if platform.system() == "Darwin" else ["-static-libstdc++", "-static-libgcc"]
         _run([*compiler.split(), "-shared", *flags.split(), *static, *own, "-o", str(partial)])
         partial.replace(library)
-        libraries.append(library)
     for path in objects:
         path.unlink()
-    return libraries
+    return list(libraries.values())
 
 
 def _run(command: list[str]) -> None:

@@ -33,9 +33,8 @@ _AXES = {
 Filters = Sequence[Any]  # None for those that were not given
 
 
-@functools.cache
-def library() -> ctypes.CDLL:
-    """The kernels for the highest level of instructions that this processor has, or for that in $DYNACONV_CPU.
+def levels() -> dict[str, Path]:
+    """The libraries by their levels of instructions, as far as this processor has these, the highest last.
 
     Raises:
         OSError: there is none.
@@ -44,10 +43,19 @@ def library() -> ctypes.CDLL:
     found = {path.stem.removeprefix(prefix): path for path in sorted(LIBRARIES.glob(f"{prefix}*.so"))}
     if not found:
         raise OSError("they are not compiled; with a C++ compiler, python -m dynaconv.kernels.cpu does it")
-    lowest = ctypes.CDLL(str(next(iter(found.values()))))
-    level = os.environ.get("DYNACONV_CPU") or f"v{lowest.dynaconv_level()}"
-    if level not in found and len(found) == 1 and "DYNACONV_CPU" not in os.environ:
-        level = next(iter(found))
+    highest = ctypes.CDLL(str(next(iter(found.values())))).dynaconv_level()
+    return {level: path for level, path in found.items() if not level.startswith("v") or int(level[1:]) <= highest}
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The kernels for the highest level of instructions that this processor has, or for that in $DYNACONV_CPU.
+
+    Raises:
+        OSError: there is none.
+    """
+    found = levels()
+    level = os.environ.get("DYNACONV_CPU") or list(found)[-1]
     if level not in found:
         raise OSError(f"there are none for {level}, only for {', '.join(found)}")
     kernels = ctypes.CDLL(str(found[level]))
