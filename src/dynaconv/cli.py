@@ -80,6 +80,26 @@ class Evaluate:
 
 
 @dataclass
+class ConvertFairseq:
+    """Turn a LightConv or DynamicConv translation model of fairseq into a folder of ours.
+
+    Checkpoints of fairseq 0.6.1 to main, as files or in the published archives (.tar.gz, .tar.bz2). fairseq is not
+    needed, and nothing in a checkpoint is run: a file that names anything else than tensors and options is refused. The
+    folder works with dynaconv translate and evaluate and with from_pretrained. Text has to be tokenised as the model's
+    training text was, by Moses for the published models; BPE is applied where the codes of subword-nmt are there.
+
+    Example: dynaconv convert-fairseq wmt16.en-de.joined-dict.dynamicconv-glu.tar.gz --out models/wmt16
+    """
+
+    checkpoint: Positional[Path]
+    """A file *.pt, or an archive with one in it."""
+    out: Path
+    """The folder to write; must not exist, or be empty."""
+    dicts: Path | None = None
+    """Folder with dict.LANG.txt of both languages, and bpecodes or code; default: where the checkpoint is."""
+
+
+@dataclass
 class Bench:
     """Time the operators beside their alternatives and beside a copy of their input, which no operator can beat.
 
@@ -129,6 +149,7 @@ _COMMANDS = {
     "translate": "translate lines of text with a trained model",
     "evaluate": "score a trained model on a test set",
     "data": "prepare the data of a recipe and describe it",
+    "convert-fairseq": "turn a translation model of fairseq into one of ours",
     "bench": "time the operators beside their alternatives and a plain copy",
 }
 
@@ -148,7 +169,14 @@ def main(arguments: list[str] | None = None) -> None:
 
             print(describe_versions())
         elif command in _COMMANDS:
-            runners = {"train": _train, "translate": _translate, "evaluate": _evaluate, "data": _data, "bench": _bench}
+            runners = {
+                "train": _train,
+                "translate": _translate,
+                "evaluate": _evaluate,
+                "data": _data,
+                "convert-fairseq": _convert_fairseq,
+                "bench": _bench,
+            }
             runners[command](arguments[1:])
         else:
             raise ValueError(f"no command {command!r}: there are {', '.join(_COMMANDS)}")
@@ -243,6 +271,13 @@ def _evaluate(arguments: list[str]) -> None:
     names = ("format", "source_lang", "target_lang", "source_column", "target_column")
     data = {name: options.pop(name) for name in names}
     evaluate_model(options.pop("model"), options.pop("data"), data=data, **options)
+
+
+def _convert_fairseq(arguments: list[str]) -> None:
+    options = tyro.cli(ConvertFairseq, prog="dynaconv convert-fairseq", args=arguments)
+    from .conversion.fairseq.report import convert_checkpoint
+
+    convert_checkpoint(**vars(options))
 
 
 def _bench(arguments: list[str]) -> None:

@@ -1,18 +1,20 @@
 """Byte-pair encoding, trained with `tokenizers` and kept as Hugging Face tokenizers."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .text import EOS, SPECIAL_TOKENS, Text
 
-Tokenizers = dict[str, PreTrainedTokenizerFast]
+Tokenizers = Mapping[str, PreTrainedTokenizerBase]
 """{column: tokenizer}, the same object where columns share a vocabulary."""
 
 
@@ -28,7 +30,7 @@ class TokenizerConfig:
     """Lower-case all text; translations come out in lower case."""
 
 
-def train_tokenizers(text: Text, config: TokenizerConfig) -> Tokenizers:
+def train_tokenizers(text: Text, config: TokenizerConfig) -> dict[str, PreTrainedTokenizerFast]:
     """Learn a vocabulary for each column, or one for all.
 
     Characters beyond a third of the vocabulary, the rarest, become `<unk>`. A text with few different words may give
@@ -62,12 +64,13 @@ def load_tokenizers(directory: Path, columns: Iterable[str]) -> Tokenizers:
         FileNotFoundError: no tokenizer there.
     """
     folders = {column: directory / f"{column}_tokenizer" for column in columns}
+    load: Any = partial(AutoTokenizer.from_pretrained, trust_remote_code=False)
     if all(folder.is_dir() for folder in folders.values()):
-        return {column: PreTrainedTokenizerFast.from_pretrained(folder) for column, folder in folders.items()}
-    if not (directory / "tokenizer.json").is_file():
+        return {column: load(folder) for column, folder in folders.items()}
+    if not (directory / "tokenizer_config.json").is_file():
         names = " and ".join(folder.name for folder in folders.values())
-        raise FileNotFoundError(f"no tokenizer in {directory} (tokenizer.json, or {names})")
-    return dict.fromkeys(folders, PreTrainedTokenizerFast.from_pretrained(directory))
+        raise FileNotFoundError(f"no tokenizer in {directory} (tokenizer_config.json, or {names})")
+    return dict.fromkeys(folders, load(directory))
 
 
 def tokenize(lines: list[str], tokenizer: PreTrainedTokenizerFast, title: str) -> tuple[np.ndarray, list[int]]:

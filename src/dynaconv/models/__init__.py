@@ -1,12 +1,13 @@
 """Networks as Hugging Face models, registered with the Auto classes when this package is imported."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from .dynaconv.configuration import DynaConvConfig
 from .dynaconv.counting import Cost, compute_matched, count
 from .dynaconv.modeling import DynaConvForCausalLM, DynaConvModel
 from .lightconv.configuration import LightConvConfig
 from .lightconv.modeling import LightConvForConditionalGeneration, LightConvModel
+from .lightconv.tokenization import LightConvTokenizer
 
 __all__ = [
     "Cost",
@@ -16,6 +17,7 @@ __all__ = [
     "LightConvConfig",
     "LightConvForConditionalGeneration",
     "LightConvModel",
+    "LightConvTokenizer",
     "compute_matched",
     "count",
 ]
@@ -23,6 +25,7 @@ __all__ = [
 AutoConfig.register(LightConvConfig.model_type, LightConvConfig)
 AutoModel.register(LightConvConfig, LightConvModel)
 AutoModelForSeq2SeqLM.register(LightConvConfig, LightConvForConditionalGeneration)
+AutoTokenizer.register(LightConvConfig, LightConvTokenizer)
 AutoConfig.register(DynaConvConfig.model_type, DynaConvConfig)
 AutoModel.register(DynaConvConfig, DynaConvModel)
 AutoModelForCausalLM.register(DynaConvConfig, DynaConvForCausalLM)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 
 class Hypothesis(NamedTuple):
@@ -47,7 +47,7 @@ class Search:
 def search_sorted(
     model: PreTrainedModel,
     sources: Sequence[list[int]],
-    tokenizers: dict[str, PreTrainedTokenizerFast],
+    tokenizers: dict[str, PreTrainedTokenizerBase],
     search: Search,
 ) -> Iterator[tuple[int, list[Hypothesis]]]:
     """The best hypotheses for every sequence, best first, in the order in which they are found.
@@ -91,7 +91,7 @@ class _LengthLimits(StoppingCriteria):
 
 @torch.inference_mode()
 def _search_batch(
-    model: Any, batch: list[list[int]], tokenizers: dict[str, PreTrainedTokenizerFast], search: Search
+    model: Any, batch: list[list[int]], tokenizers: dict[str, PreTrainedTokenizerBase], search: Search
 ) -> list[list[Hypothesis]]:
     padded = tokenizers["source"].pad({"input_ids": batch}, return_tensors="pt").to(model.device)
     limits = [min(2 * len(ids) + 20, model.config.max_target_positions - 1) for ids in batch]
@@ -105,13 +105,15 @@ def _search_batch(
         max_new_tokens=max(limits),
         stopping_criteria=StoppingCriteriaList([stop]),
         return_dict_in_generate=True,
-        output_scores=True,
+        output_scores=search.beams > 1,
+        output_logits=search.beams == 1,
     )
     texts = tokenizers["target"].batch_decode(output.sequences, skip_special_tokens=True)
     if search.beams > 1:
         scores = output.sequences_scores
     else:
-        steps = model.compute_transition_scores(output.sequences, output.scores, normalize_logits=True)
+        # Not of the scores: a model's generation configuration may suppress tokens, whose share would be lost in them.
+        steps = model.compute_transition_scores(output.sequences, output.logits, normalize_logits=True)
         own = output.sequences[:, 1:] != model.config.pad_token_id  # others of the batch are longer
         scores = steps.where(own, 0).sum(1) / own.sum(1) ** search.length_penalty
     found = [Hypothesis(text, score) for text, score in zip(texts, scores.tolist(), strict=True)]

@@ -272,6 +272,33 @@ class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixi
             )
         model_kwargs[CACHE] = _cache(self.config)
 
+    # pyrefly: ignore [bad-override]  (passed on by name)
+    def _update_finished_beams(
+        self,
+        *,
+        is_sent_finished: Tensor,
+        next_token_hits_stopping_criteria: Tensor,
+        top_num_beam_mask: Tensor,
+        num_beams: int,
+        early_stopping: bool | str,
+        **kwargs: Any,
+    ) -> tuple[Tensor, ...]:
+        # With early stopping the result is the first hypotheses that end, as in fairseq: a better one that ends in the
+        # same step as the last of them takes the place of none.
+        if early_stopping is True:
+            ended = next_token_hits_stopping_criteria & top_num_beam_mask
+            room = num_beams - is_sent_finished.sum(-1, keepdim=True)
+            next_token_hits_stopping_criteria = ended & (ended.cumsum(-1) <= room)
+        update: Any = super()._update_finished_beams
+        return update(
+            is_sent_finished=is_sent_finished,
+            next_token_hits_stopping_criteria=next_token_hits_stopping_criteria,
+            top_num_beam_mask=top_num_beam_mask,
+            num_beams=num_beams,
+            early_stopping=early_stopping,
+            **kwargs,
+        )
+
 
 def _attention(config: LightConvConfig) -> list[bool]:
     """Whether the layers of the decoder have self-attention."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ... import models as _register  # noqa: F401 (makes AutoModelForSeq2SeqLM know our models)
 from ...data.tokenizer import load_tokenizers
@@ -33,7 +33,7 @@ class Translator:
         target: tokenizer of the target language.
     """
 
-    def __init__(self, model: PreTrainedModel, source: PreTrainedTokenizerFast, target: PreTrainedTokenizerFast):
+    def __init__(self, model: PreTrainedModel, source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase):
         self.model: Any = model
         self.tokenizers = {"source": source, "target": target}
 

@@ -1,0 +1,1 @@
+"""Models of other toolkits, turned into folders of our models."""

@@ -1,0 +1,115 @@
+"""From a checkpoint of fairseq, with its dictionaries, to a folder of one of our models."""
+
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers import GenerationConfig
+
+from ...data.tokenizer import save_tokenizers
+from ...models import LightConvForConditionalGeneration, LightConvTokenizer
+from .archive import is_archive, unpack
+from .checkpoint import read_checkpoint
+from .dictionary import read_dictionary
+from .flags import Flags, translation_config
+from .weights import count_layers, load_weights
+
+_CODES = ("bpecodes", "code")  # as fairseq's hub interface looks for them
+
+
+class Converted(NamedTuple):
+    """What a checkpoint became."""
+
+    model: LightConvForConditionalGeneration
+    tokenizers: dict[str, LightConvTokenizer]
+    """{"source", "target"}, the same object where they share a vocabulary."""
+
+
+def convert(checkpoint: Path, out: Path, dicts: Path | None = None) -> Converted:
+    """Write the model and the tokenizers of a translation model of fairseq 0.6.1 to main.
+
+    Nothing in the checkpoint is run. The folder is complete or not there.
+
+    Args:
+        checkpoint: a file *.pt, or a published archive (.tar.gz, .tar.bz2) with one in it.
+        out: the folder to write; must not exist, or be empty.
+        dicts: the folder with dict.LANG.txt of both languages, and the BPE codes of subword-nmt (`bpecodes` or `code`)
+            if there are any; None: where the checkpoint is, in the archive or beside it.
+
+    Raises:
+        FileExistsError: there is something in `out`.
+        FileNotFoundError: the checkpoint or a dictionary is missing.
+        ValueError: a file that is damaged, hostile, of another kind of model, or does not fit the others.
+    """
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"there is no file {checkpoint}: give a checkpoint of fairseq, or its archive")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists already: give a new folder as --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # A sibling, so that its last step is a rename.
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as name:
+        unpacked, staged = Path(name) / "archive", Path(name) / "model"
+        unpacked.mkdir()
+        staged.mkdir()
+        if is_archive(checkpoint):
+            checkpoint = unpack(checkpoint, unpacked)
+        converted = _convert(checkpoint, dicts or checkpoint.parent, staged)
+        staged.rename(out)
+    return converted
+
+
+def _convert(path: Path, dicts: Path, staged: Path) -> Converted:
+    checkpoint = read_checkpoint(path)
+    flags = Flags(checkpoint.flags)
+    tokenizers = _tokenizers(flags, dicts, staged)
+    sizes = {side: tokenizer.vocab_size for side, tokenizer in tokenizers.items()}
+    config = translation_config(flags, sizes, count_layers(checkpoint.weights))
+    with torch.device("meta"):
+        model = LightConvForConditionalGeneration(config)
+    load_weights(model, checkpoint.weights, config.share_embeddings)
+    model.tie_weights()
+    model.generation_config = _generation_config(model)
+    model.save_pretrained(staged)
+    save_tokenizers(tokenizers, staged)
+    return Converted(model.eval(), tokenizers)
+
+
+def _tokenizers(flags: Flags, dicts: Path, staged: Path) -> dict[str, LightConvTokenizer]:
+    symbols = {side: _symbols(dicts, language) for side, language in flags.languages().items()}
+    codes = next((dicts / name for name in _CODES if (dicts / name).is_file()), None)
+    joined = symbols["source"] == symbols["target"]
+    if flags.sharing() == "all" and not joined:
+        raise ValueError(f"the dictionaries in {dicts} must be equal: the checkpoint has one matrix for all embeddings")
+    tokenizers = {}
+    for side, content in symbols.items():
+        if joined and tokenizers:
+            return dict.fromkeys(symbols, next(iter(tokenizers.values())))
+        vocabulary = staged.with_name(f"{side}.txt")
+        vocabulary.write_text("".join(f"{symbol}\n" for symbol in content), encoding="utf-8")
+        tokenizers[side] = LightConvTokenizer(vocabulary, codes)
+    return tokenizers
+
+
+def _symbols(dicts: Path, language: str) -> list[str]:
+    path = dicts / f"dict.{language}.txt"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no dictionary {path.name} in {dicts}: give its folder as --dicts")
+    return read_dictionary(path)
+
+
+def _generation_config(model: LightConvForConditionalGeneration) -> GenerationConfig:
+    """Search as by fairseq-generate: its defaults, at least one token, and never padding."""
+    config = model.config
+    return GenerationConfig(
+        num_beams=5,
+        early_stopping=True,
+        length_penalty=1.0,
+        min_new_tokens=1,
+        max_new_tokens=min(200, config.max_target_positions - 1),
+        suppress_tokens=[config.pad_token_id],
+        pad_token_id=config.pad_token_id,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        decoder_start_token_id=config.decoder_start_token_id,
+    )
