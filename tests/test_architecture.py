@@ -82,7 +82,7 @@ def test_no_circles():
 
 def test_only_models_and_what_stands_above_know_transformers():
     knowing = {name[0] for name, (_, others) in IMPORTS.items() if "transformers" in others}
-    assert knowing == {"models", "data", "grafting", "conversion", "training", "tasks"}
+    assert knowing == {"models", "data", "grafting", "conversion", "training", "bench", "tasks"}
 
 
 @pytest.mark.parametrize(
