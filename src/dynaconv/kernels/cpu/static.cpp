@@ -15,7 +15,8 @@ template <class I, class S> void convolve(const Call& call) {
   const Taps<C> taps(call, call.filters[0], call.reversed);
   for_blocks(call, D * W / L, [&](const Block& block) {
     const Finish<S> finish(call, block);
-    if (reads_in_place(call, block)) {
+    // A panel holds 16-bit numbers widened, once and not once for each tap.
+    if (reads_in_place(call, block) && (sizeof(I) > 2 || block.tokens() <= FEW / 2)) {
       const Window<I> x(call, call.x, call.past, block, block.first - call.left, block.tokens() + W - 1);
       for (i64 d = 0; d < D; d += PIECE)
         for_rows<4, 2, C>(block.tokens(), d, std::min(D, d + PIECE), [&](auto tokens, auto vectors, i64 t, i64 c) {
