@@ -43,17 +43,19 @@ do not agree or an option has no such value.
 import inspect
 import numbers
 from collections.abc import Callable
-from typing import Any, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
 from .checks import check_cu_seqlens, check_filters, check_state_indices, check_tensor, check_tokens, shape
 from .dispatch import Call, backend, run
 from .kernels.operators import OPERATORS
 from .kernels.options import Options
 from .kernels.sequences import write_rows
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["backend", "dynamic_conv", "left_padding", "lowrank_conv", "rollback", "static_conv"]
 
@@ -140,11 +142,11 @@ def _with_keywords(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @overload
 def static_conv(
-    x: Tensor, filters: Tensor, *, normalize: Normalize = None, **keywords: Unpack[Keywords],
+    x: Tensor, filters: Tensor, *, normalize: Normalize = None, **keywords: "Unpack[Keywords]",
 ) -> Tensor: ...  # fmt: skip
 @overload
 def static_conv(
-    x: Tensor, filters: Tensor, *, normalize: Normalize = None, **keywords: Unpack[KeywordsOfPair],
+    x: Tensor, filters: Tensor, *, normalize: Normalize = None, **keywords: "Unpack[KeywordsOfPair]",
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 @_with_keywords
 def static_conv(x: Tensor, filters: Tensor, *, normalize: Normalize = None, **keywords: Any) -> Any:
@@ -166,12 +168,12 @@ def static_conv(x: Tensor, filters: Tensor, *, normalize: Normalize = None, **ke
 @overload
 def dynamic_conv(
     x: Tensor, filters: Tensor, *, normalize: Normalize = None, static: Tensor | None = None,
-    **keywords: Unpack[Keywords],
+    **keywords: "Unpack[Keywords]",
 ) -> Tensor: ...  # fmt: skip
 @overload
 def dynamic_conv(
     x: Tensor, filters: Tensor, *, normalize: Normalize = None, static: Tensor | None = None,
-    **keywords: Unpack[KeywordsOfPair],
+    **keywords: "Unpack[KeywordsOfPair]",
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 @_with_keywords
 def dynamic_conv(
@@ -194,11 +196,11 @@ def dynamic_conv(
 
 @overload
 def lowrank_conv(
-    x: Tensor, codes: Tensor, basis: Tensor, *, static: Tensor | None = None, **keywords: Unpack[Keywords],
+    x: Tensor, codes: Tensor, basis: Tensor, *, static: Tensor | None = None, **keywords: "Unpack[Keywords]",
 ) -> Tensor: ...  # fmt: skip
 @overload
 def lowrank_conv(
-    x: Tensor, codes: Tensor, basis: Tensor, *, static: Tensor | None = None, **keywords: Unpack[KeywordsOfPair],
+    x: Tensor, codes: Tensor, basis: Tensor, *, static: Tensor | None = None, **keywords: "Unpack[KeywordsOfPair]",
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 @_with_keywords
 def lowrank_conv(x: Tensor, codes: Tensor, basis: Tensor, *, static: Tensor | None = None, **keywords: Any) -> Any:
