@@ -43,7 +43,7 @@ def unpack(path: Path, folder: Path) -> Path:
                     most -= member.size
                     _check(member, most, path)
                     stream.left += member.size
-                    _write(archive, member, folder)
+                    _write(archive, member, folder, path)
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"{path} is no whole .tar.gz or .tar.bz2 archive: {error}") from error
     checkpoints = sorted(folder.glob("*.pt"))
@@ -79,7 +79,7 @@ def _check(member: tarfile.TarInfo, most: int, path: Path) -> None:
         raise ValueError(f"{path} is refused: {member.name!r} {problem}")
 
 
-def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, path: Path) -> None:
     name = Path(member.name).name
     content = archive.extractfile(member) if _WANTED.fullmatch(name) else None
     if content is None:
@@ -88,4 +88,4 @@ def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> N
         with (folder / name).open("xb") as file:
             shutil.copyfileobj(content, file)
     except FileExistsError as error:
-        raise ValueError(f"{archive.name or 'the archive'} has two files named {name}") from error
+        raise ValueError(f"{path} is refused: it has two files named {name}") from error

@@ -30,7 +30,7 @@ class Checkpoint(NamedTuple):
     flags: dict[str, Any]
     """Options of its training by name, as they were in the file."""
     weights: dict[str, Tensor]
-    """By fairseq's names; floating point, and in all no larger than the file allows."""
+    """By fairseq's names; in all no larger than the file allows."""
 
 
 class _Meter:
@@ -134,4 +134,4 @@ def _flags(content: Any) -> dict[str, Any] | None:
 
 def _is_weight(item: tuple[object, object]) -> bool:
     name, tensor = item
-    return isinstance(name, str) and isinstance(tensor, Tensor) and tensor.is_floating_point()
+    return isinstance(name, str) and isinstance(tensor, Tensor) and tensor.dim() > 0
