@@ -160,7 +160,7 @@ WRONG = [
 def test_contradictions_are_refused(tmp_path, change, flags, message):
     path = checkpoint_of(tmp_path / "fairseq", change=change, **flags)
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)) as refused:
-        convert(path, tmp_path / "ours")
+        convert(path, tmp_path / "new" / "ours")
     assert "\n" not in str(refused.value)
     assert [entry.name for entry in tmp_path.iterdir()] == ["fairseq"]
 
@@ -171,6 +171,13 @@ def test_a_dictionary_of_another_size(tmp_path):
         file.write("surplus 1\n")
     with pytest.raises(ValueError, match=re.escape("decoder.embed_tokens.weight must have the shape [36, 32]")):
         convert(path, tmp_path / "ours")
+
+
+def test_folders_on_the_way_are_made(tmp_path):
+    convert(checkpoint_of(tmp_path / "fairseq"), tmp_path / "a" / "b" / "ours")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "fairseq"]
+    (folder,) = (tmp_path / "a" / "b").iterdir()
+    assert len({path.stat().st_mode for path in folder.iterdir() if path.is_file()}) == 1
 
 
 def test_the_folder_is_not_overwritten(tmp_path):

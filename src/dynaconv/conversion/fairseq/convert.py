@@ -1,5 +1,6 @@
 """From a checkpoint of fairseq, with its dictionaries, to a folder of one of our models."""
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,15 +48,16 @@ def convert(checkpoint: Path, out: Path, dicts: Path | None = None) -> Converted
         raise FileNotFoundError(f"there is no file {checkpoint}: give a checkpoint of fairseq, or its archive")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists already: give a new folder as --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # A sibling, so that its last step is a rename.
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as name:
+    # Beside it, or beside the first of its folders that is not there yet, so that the last step is a rename.
+    near = next(folder for folder in out.absolute().parents if folder.is_dir())
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=near) as name:
         unpacked, staged = Path(name) / "archive", Path(name) / "model"
         unpacked.mkdir()
         staged.mkdir()
         if is_archive(checkpoint):
             checkpoint = unpack(checkpoint, unpacked)
         converted = _convert(checkpoint, dicts or checkpoint.parent, staged)
+        out.parent.mkdir(parents=True, exist_ok=True)
         staged.rename(out)
     return converted
 
@@ -82,6 +84,7 @@ def _convert(path: Path, dicts: Path, staged: Path) -> Converted:
     if not alone:
         model.generation_config = _generation_config(model)
     model.save_pretrained(staged)
+    shutil.copymode(staged / "config.json", staged / "model.safetensors")  # which safetensors makes private
     tokenizers = _tokenizers(symbols, dicts, staged, continued=alone)
     save_tokenizers(tokenizers, staged)
     return Converted(model.eval(), tokenizers)
