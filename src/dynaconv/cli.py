@@ -81,12 +81,13 @@ class Evaluate:
 
 @dataclass
 class ConvertFairseq:
-    """Turn a LightConv or DynamicConv translation model of fairseq into a folder of ours.
+    """Turn a LightConv or DynamicConv translation or language model of fairseq into a folder of ours.
 
     Checkpoints of fairseq 0.6.1 to main, as files or in the published archives (.tar.gz, .tar.bz2). fairseq is not
     needed, and nothing in a checkpoint is run: a file that names anything else than tensors and options is refused. The
-    folder works with dynaconv translate and evaluate and with from_pretrained. Text has to be tokenised as the model's
-    training text was, by Moses for the published models; BPE is applied where the codes of subword-nmt are there.
+    folder works with from_pretrained, and that of a translation model with dynaconv translate and evaluate. Text has to
+    be tokenised as the model's training text was, by Moses for the published models; BPE is applied where the codes of
+    subword-nmt are there.
 
     Example: dynaconv convert-fairseq wmt16.en-de.joined-dict.dynamicconv-glu.tar.gz --out models/wmt16
     """
@@ -96,7 +97,7 @@ class ConvertFairseq:
     out: Path
     """The folder to write; must not exist, or be empty."""
     dicts: Path | None = None
-    """Folder with dict.LANG.txt of both languages, and bpecodes or code; default: where the checkpoint is."""
+    """Folder with dict.LANG.txt of both languages, or dict.txt, and bpecodes or code; default: the checkpoint's."""
 
 
 @dataclass
@@ -149,7 +150,7 @@ _COMMANDS = {
     "translate": "translate lines of text with a trained model",
     "evaluate": "score a trained model on a test set",
     "data": "prepare the data of a recipe and describe it",
-    "convert-fairseq": "turn a translation model of fairseq into one of ours",
+    "convert-fairseq": "turn a model of fairseq into one of ours",
     "bench": "time the operators beside their alternatives and a plain copy",
 }
 

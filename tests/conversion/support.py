@@ -47,7 +47,8 @@ def in_layout(weights, layout):
             new["decoder.output_projection.weight" if name == "decoder.embed_out" else name] = tensor
             if name.endswith("conv.weight_linear.weight"):
                 new[name.replace("weight_linear.weight", "conv_bias")] = torch.full((1, 1, tensor.shape[1]), 3e14)
-        new.setdefault("decoder.output_projection.weight", new["decoder.embed_tokens.weight"])
+        if not any("adaptive_softmax" in name for name in new):
+            new.setdefault("decoder.output_projection.weight", new["decoder.embed_tokens.weight"])
         weights = new
     return weights
 

@@ -126,28 +126,32 @@ def also(**weights):
 WRONG = [
     (without("decoder.layers.1"), {}, "the decoder must have 2 layers as the options say; the checkpoint has 1"),
     (None, {"encoder_layers": 3}, "the encoder must have 3 layers as the options say; the checkpoint has 2"),
-    (None, {"encoder_layers": 10**9}, "the encoder must have 1000000000 layers"),
+    (None, {"encoder_layers": 10**9}, "option encoder_layers of the checkpoint must be from 1 to 1048576; got 1000000000"),
     (without("encoder.layers.0.fc1"), {}, "lacks encoder.layers.0.fc1.bias, encoder.layers.0.fc1.weight"),
     (also(encoder__layers__1__fc3__bias=torch.ones(3)), {}, "has, beyond what its options say, encoder.layers.1.fc3.bias"),
     (also(decoder__layers__0__fc2__bias=torch.ones(3)), {}, "decoder.layers.0.fc2.bias must have the shape [32]"),
-    (None, {"decoder_ffn_embed_dim": 10**12}, "fc1.weight must have the shape [1000000000000, 32]"),
+    (None, {"decoder_ffn_embed_dim": 10**6}, "fc1.weight must have the shape [1000000, 32]"),
     (None, {"encoder_kernel_size_list": [3, 5]}, "encoder.layers.1.conv.weight_linear.weight must have the shape [20, 32]"),
     (None, {"encoder_kernel_size_list": [3]}, "encoder.layers.1.conv.weight_linear.weight must have the shape [12, 32]"),
-    (None, {"encoder_kernel_size_list": ["3", 7]}, "option encoder_kernel_size_list of the checkpoint must be numbers"),
+    (None, {"encoder_kernel_size_list": ["3", 7]}, "option encoder_kernel_size_list of the checkpoint must be one number, or one for each of 2 layers; got ['3', 7]"),
+    (None, {"decoder_kernel_size_list": [3] * 10**4}, "must be one number, or one for each of 2 layers; got [3, 3, 3, 3, 3, 3, ...]"),
+    (None, {"decoder_kernel_size_list": [3, 1 << 40]}, "must be one number, or one for each of 2 layers"),
+    (also(encoder__layers__0__fc1__bias=torch.tensor(1.0)), {}, "is no checkpoint of fairseq"),
+    (also(decoder__layers__0__encoder_attn__in_proj_weight=torch.ones(4, 32)), {}, "must be queries, keys and values; got [4, 32]"),
     (None, {"encoder_attention_heads": 5}, "encoder_conv_dim must be divisible by encoder_heads"),
     (None, {"encoder_embed_dim": "32"}, "option encoder_embed_dim of the checkpoint must be of type int; got '32'"),
-    (None, {"encoder_embed_dim": 0, "decoder_embed_dim": 0}, "option encoder_embed_dim of the checkpoint must be positive; got 0"),
+    (None, {"encoder_embed_dim": 0, "decoder_embed_dim": 0}, "option encoder_embed_dim of the checkpoint must be from 1 to 1048576; got 0"),
     (None, {"decoder_glu": False}, "the encoder and the decoder must have the same glu"),
     (None, {"encoder_conv_type": "sparse"}, "encoder_conv_type of the checkpoint must be dynamic or lightweight"),
     (None, {"encoder_conv_type": "lightweight"}, "lacks encoder.layers.0.conv.weight"),
-    (None, {"arch": "transformer"}, "must be of a translation model of the architecture lightconv; got 'transformer'"),
-    (None, {"arch": "lightconv_lm"}, "must be of a translation model of the architecture lightconv"),
+    (None, {"arch": "transformer"}, "must be of the architecture lightconv; got 'transformer'"),
+    (None, {"arch": "lightconv_lm"}, "there is no dictionary dict.txt in"),
     (None, {"no_token_positional_embeddings": True}, "our models have no no_token_positional_embeddings"),
     (None, {"share_all_embeddings": True}, "must be equal: the checkpoint has one matrix for all embeddings"),
     (None, {"source_lang": "../xx"}, "option source_lang of the checkpoint must be a language"),
     (None, {"target_lang": None}, "option target_lang of the checkpoint must be a language"),
     (None, {"target_lang": "zz"}, "there is no dictionary dict.zz.txt in"),
-    (also(encoder__layers__0__fc1__bias=torch.ones(64, dtype=torch.int64)), {}, "is no checkpoint of fairseq"),
+    (also(encoder__layers__0__fc1__bias=torch.ones(64, dtype=torch.int64)), {}, "encoder.layers.0.fc1.bias must be of floating point"),
     (also(decoder__output_projection__weight=torch.zeros(35, 32)), {}, "must be equal as the options say"),
 ]  # fmt: skip
 
@@ -156,7 +160,7 @@ WRONG = [
 def test_contradictions_are_refused(tmp_path, change, flags, message):
     path = checkpoint_of(tmp_path / "fairseq", change=change, **flags)
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)) as refused:
-        convert(path, tmp_path / "ours")
+        convert(path, tmp_path / "new" / "ours")
     assert "\n" not in str(refused.value)
     assert [entry.name for entry in tmp_path.iterdir()] == ["fairseq"]
 
@@ -167,6 +171,13 @@ def test_a_dictionary_of_another_size(tmp_path):
         file.write("surplus 1\n")
     with pytest.raises(ValueError, match=re.escape("decoder.embed_tokens.weight must have the shape [36, 32]")):
         convert(path, tmp_path / "ours")
+
+
+def test_folders_on_the_way_are_made(tmp_path):
+    convert(checkpoint_of(tmp_path / "fairseq"), tmp_path / "a" / "b" / "ours")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "fairseq"]
+    (folder,) = (tmp_path / "a" / "b").iterdir()
+    assert len({path.stat().st_mode for path in folder.iterdir() if path.is_file()}) == 1
 
 
 def test_the_folder_is_not_overwritten(tmp_path):

@@ -96,6 +96,12 @@ def test_other_files(tmp_path):
         refuse(path, tmp_path, "is no checkpoint of fairseq")
 
 
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_endless_options(tmp_path, legacy):
+    path = checkpoint_of(tmp_path / "fairseq", legacy=legacy, user_dir="x" * (1 << 22))
+    refuse(path, tmp_path, "is refused: it has more than 4,194,304 bytes beside its tensors")
+
+
 class Claim:
     """A tensor whose storage in the file is not as large as it says."""
 
@@ -206,6 +212,7 @@ def published(folder):
 def test_archives(tmp_path, suffix, opener):
     path = write_archive(tmp_path / f"wmt.tar.{suffix}", published(tmp_path / "fairseq"), opener)
     model = convert(path, tmp_path / "ours").model
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["fairseq", "ours", path.name]
     (tmp_path / "b").mkdir()
     expected, _ = converted(tmp_path / "b")
     assert torch.equal(model.lm_head.weight, expected.lm_head.weight)

@@ -38,6 +38,11 @@ def main() -> None:
         np.savez_compressed(here / f"{kind}.npz", **arrays)
     for name, (checkpoint, golden) in MODELS.items():
         np.savez_compressed(here / f"model_{name}.npz", **model(source / f"{checkpoint}.pt", source / f"{golden}.pt"))
+    for name, case in torch.load(source / "golden_v0122_lm.pt", weights_only=True)["variants"].items():
+        arrays = {"flags": np.asarray(json.dumps(case["args"]))}
+        arrays |= {f"weights/{key}": value.numpy() for key, value in case["state_dict"].items()}
+        arrays |= {key: case[key].numpy() for key in ("tokens", "target", "log_probs")}
+        np.savez_compressed(here / f"lm_{name}.npz", **arrays)
 
 
 def model(checkpoint: Path, golden: Path) -> dict[str, np.ndarray]:

@@ -5,7 +5,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from .dynaconv.configuration import DynaConvConfig
 from .dynaconv.counting import Cost, compute_matched, count
 from .dynaconv.modeling import DynaConvForCausalLM, DynaConvModel
-from .lightconv.configuration import LightConvConfig
+from .lightconv.causal_lm import LightConvForCausalLM
+from .lightconv.configuration import LightConvConfig, LightConvLMConfig
 from .lightconv.modeling import LightConvForConditionalGeneration, LightConvModel
 from .lightconv.tokenization import LightConvTokenizer
 
@@ -15,7 +16,9 @@ __all__ = [
     "DynaConvForCausalLM",
     "DynaConvModel",
     "LightConvConfig",
+    "LightConvForCausalLM",
     "LightConvForConditionalGeneration",
+    "LightConvLMConfig",
     "LightConvModel",
     "LightConvTokenizer",
     "compute_matched",
@@ -26,6 +29,9 @@ AutoConfig.register(LightConvConfig.model_type, LightConvConfig)
 AutoModel.register(LightConvConfig, LightConvModel)
 AutoModelForSeq2SeqLM.register(LightConvConfig, LightConvForConditionalGeneration)
 AutoTokenizer.register(LightConvConfig, LightConvTokenizer)
+AutoConfig.register(LightConvLMConfig.model_type, LightConvLMConfig)
+AutoModelForCausalLM.register(LightConvLMConfig, LightConvForCausalLM)
+AutoTokenizer.register(LightConvLMConfig, LightConvTokenizer)
 AutoConfig.register(DynaConvConfig.model_type, DynaConvConfig)
 AutoModel.register(DynaConvConfig, DynaConvModel)
 AutoModelForCausalLM.register(DynaConvConfig, DynaConvForCausalLM)

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 _OPEN = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}
-_WANTED = re.compile(r".*\.pt|dict\..*\.txt|bpecodes|code")
+_CHECKPOINT = re.compile(r"[^.].*\.pt")
+_TEXT = re.compile(r"dict\.([^.].*\.)?txt|bpecodes|code")
+_LONGEST_TEXT = 1 << 26
 _HEADERS = 1 << 20  # bytes of the archive beside the content of its files
 # Weights hardly compress, and small archives may be mostly text.
 _MOST_TIMES, _MOST_AT_LEAST = 20, 1 << 26
@@ -43,7 +45,7 @@ def unpack(path: Path, folder: Path) -> Path:
                     most -= member.size
                     _check(member, most, path)
                     stream.left += member.size
-                    _write(archive, member, folder)
+                    _write(archive, member, folder, path)
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"{path} is no whole .tar.gz or .tar.bz2 archive: {error}") from error
     checkpoints = sorted(folder.glob("*.pt"))
@@ -68,24 +70,27 @@ class _Limited:
 
 
 def _check(member: tarfile.TarInfo, most: int, path: Path) -> None:
-    problem = None
+    problem, name = None, Path(member.name).name
     if not (member.isfile() or member.isdir()):
         problem = "is a link or a device"
     elif Path(member.name).is_absolute() or ".." in Path(member.name).parts:
         problem = "leads out of the archive"
-    elif most < 0:
-        problem = f"expands to {member.size:,} bytes, too many for an archive of {path.stat().st_size:,} bytes"
+    elif most < 0 or (_TEXT.fullmatch(name) and member.size > _LONGEST_TEXT):
+        problem = (
+            f"expands to {member.size:,} bytes, too many for its kind in an archive of {path.stat().st_size:,} bytes"
+        )
     if problem is not None:
         raise ValueError(f"{path} is refused: {member.name!r} {problem}")
 
 
-def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, path: Path) -> None:
     name = Path(member.name).name
-    content = archive.extractfile(member) if _WANTED.fullmatch(name) else None
+    wanted = _CHECKPOINT.fullmatch(name) or _TEXT.fullmatch(name)
+    content = archive.extractfile(member) if wanted else None
     if content is None:
         return
     try:
         with (folder / name).open("xb") as file:
             shutil.copyfileobj(content, file)
     except FileExistsError as error:
-        raise ValueError(f"{archive.name or 'the archive'} has two files named {name}") from error
+        raise ValueError(f"{path} is refused: it has two files named {name}") from error

@@ -1,10 +1,11 @@
 """Checkpoint files of fairseq, read without fairseq, and without running or allocating what a hostile one asks for."""
 
 import argparse
+import io
 import pickletools
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ _ALLOWED = {
     *(f"fairseq.meters {name}" for name in _METERS),
 }
 _LEGACY_PICKLES = 5  # before the tensors: magic number, version, machine, content, keys of the tensors
-_LONGEST_PICKLE = 1 << 26
+_LONGEST_PICKLE = 1 << 22  # bytes beside the tensors, of which a large model with its optimizer has a tenth
 # Source, target and output embeddings may be one tensor that is stored once.
 _MOST_SHARED = 3
 
@@ -30,7 +31,7 @@ class Checkpoint(NamedTuple):
     flags: dict[str, Any]
     """Options of its training by name, as they were in the file."""
     weights: dict[str, Tensor]
-    """By fairseq's names; floating point, and in all no larger than the file allows."""
+    """By fairseq's names; in all no larger than the file allows."""
 
 
 class _Meter:
@@ -99,28 +100,34 @@ def _check_file(path: Path) -> bool:
         zipped = file.read(4) == b"PK\x03\x04"
         file.seek(0)
         if not zipped:
-            for _ in range(_LEGACY_PICKLES):
-                _check_names(file)
+            _check_names(file, _LEGACY_PICKLES)
             return False
         with zipfile.ZipFile(file) as members:
             for member in members.infolist():
                 if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
-                    raise _RefusedError(f"{member.filename!r} in it is compressed, which PyTorch never does")
+                    raise _RefusedError(f"{member.filename[:100]!r} in it is compressed, which PyTorch never does")
             pickles = [member for member in members.infolist() if member.filename.lower().endswith(".pkl")]
-            if len(pickles) != 1 or pickles[0].file_size > _LONGEST_PICKLE:
-                raise _RefusedError(f"it must have one data.pkl of at most {_LONGEST_PICKLE:,} bytes")
+            if len(pickles) != 1:
+                raise _RefusedError(f"it must have one data.pkl; it has {len(pickles)} of such a name")
             with members.open(pickles[0]) as content:
-                _check_names(content)
+                _check_names(content, 1)
     return True
 
 
-def _check_names(file: Any) -> None:
-    """Refuse a pickle that names a class or a function which no checkpoint needs."""
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL") and argument not in _ALLOWED:
-            raise _RefusedError(
-                f"it names {str(argument).replace(' ', '.')}, which no checkpoint needs; nothing was run"
-            )
+def _check_names(file: IO[bytes], pickles: int) -> None:
+    """Refuse pickles that are longer than a checkpoint's, or name a class or a function which it does not need."""
+    content = file.read(_LONGEST_PICKLE)
+    stream = io.BytesIO(content)
+    try:
+        for _ in range(pickles):
+            for opcode, argument, _ in pickletools.genops(stream):
+                if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL") and argument not in _ALLOWED:
+                    name = str(argument)[:100].replace(" ", ".")
+                    raise _RefusedError(f"it names {name}, which no checkpoint needs; nothing was run")
+    except ValueError as error:
+        if len(content) < _LONGEST_PICKLE:
+            raise
+        raise _RefusedError(f"it has more than {_LONGEST_PICKLE:,} bytes beside its tensors") from error
 
 
 def _flags(content: Any) -> dict[str, Any] | None:
@@ -134,4 +141,4 @@ def _flags(content: Any) -> dict[str, Any] | None:
 
 def _is_weight(item: tuple[object, object]) -> bool:
     name, tensor = item
-    return isinstance(name, str) and isinstance(tensor, Tensor) and tensor.is_floating_point()
+    return isinstance(name, str) and isinstance(tensor, Tensor) and tensor.dim() > 0

@@ -1,18 +1,19 @@
 """From a checkpoint of fairseq, with its dictionaries, to a folder of one of our models."""
 
+import shutil
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig
 
 from ...data.tokenizer import save_tokenizers
-from ...models import LightConvForConditionalGeneration, LightConvTokenizer
+from ...models import LightConvForCausalLM, LightConvForConditionalGeneration, LightConvTokenizer
 from .archive import is_archive, unpack
 from .checkpoint import read_checkpoint
 from .dictionary import read_dictionary
-from .flags import Flags, translation_config
+from .flags import Flags, language_model_config, translation_config
 from .weights import count_layers, load_weights
 
 _CODES = ("bpecodes", "code")  # as fairseq's hub interface looks for them
@@ -21,21 +22,22 @@ _CODES = ("bpecodes", "code")  # as fairseq's hub interface looks for them
 class Converted(NamedTuple):
     """What a checkpoint became."""
 
-    model: LightConvForConditionalGeneration
+    model: LightConvForConditionalGeneration | LightConvForCausalLM
     tokenizers: dict[str, LightConvTokenizer]
-    """{"source", "target"}, the same object where they share a vocabulary."""
+    """{"source", "target"}, the same object where they share a vocabulary; {"text"} of a language model."""
 
 
 def convert(checkpoint: Path, out: Path, dicts: Path | None = None) -> Converted:
-    """Write the model and the tokenizers of a translation model of fairseq 0.6.1 to main.
+    """Write the model and the tokenizers of a translation or language model of fairseq 0.6.1 to main.
 
     Nothing in the checkpoint is run. The folder is complete or not there.
 
     Args:
         checkpoint: a file *.pt, or a published archive (.tar.gz, .tar.bz2) with one in it.
         out: the folder to write; must not exist, or be empty.
-        dicts: the folder with dict.LANG.txt of both languages, and the BPE codes of subword-nmt (`bpecodes` or `code`)
-            if there are any; None: where the checkpoint is, in the archive or beside it.
+        dicts: the folder with dict.LANG.txt of both languages, or dict.txt of a language model, and the BPE codes of
+            subword-nmt (`bpecodes` or `code`) if there are any; None: where the checkpoint is, in the archive or
+            beside it.
 
     Raises:
         FileExistsError: there is something in `out`.
@@ -46,15 +48,16 @@ def convert(checkpoint: Path, out: Path, dicts: Path | None = None) -> Converted
         raise FileNotFoundError(f"there is no file {checkpoint}: give a checkpoint of fairseq, or its archive")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists already: give a new folder as --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # A sibling, so that its last step is a rename.
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as name:
+    # Beside it, or beside the first of its folders that is not there yet, so that the last step is a rename.
+    near = next(folder for folder in out.absolute().parents if folder.is_dir())
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=near) as name:
         unpacked, staged = Path(name) / "archive", Path(name) / "model"
         unpacked.mkdir()
         staged.mkdir()
         if is_archive(checkpoint):
             checkpoint = unpack(checkpoint, unpacked)
         converted = _convert(checkpoint, dicts or checkpoint.parent, staged)
+        out.parent.mkdir(parents=True, exist_ok=True)
         staged.rename(out)
     return converted
 
@@ -62,43 +65,52 @@ def convert(checkpoint: Path, out: Path, dicts: Path | None = None) -> Converted
 def _convert(path: Path, dicts: Path, staged: Path) -> Converted:
     checkpoint = read_checkpoint(path)
     flags = Flags(checkpoint.flags)
-    tokenizers = _tokenizers(flags, dicts, staged)
-    sizes = {side: tokenizer.vocab_size for side, tokenizer in tokenizers.items()}
-    config = translation_config(flags, sizes, count_layers(checkpoint.weights))
+    alone, layers = flags.is_language_model(), count_layers(checkpoint.weights)
+    names = {"text": "dict.txt"}
+    if not alone:
+        names = {side: f"dict.{language}.txt" for side, language in flags.languages().items()}
+    symbols = {side: _symbols(dicts / name) for side, name in names.items()}
+    if flags.sharing() == "all" and symbols["source"] != symbols["target"]:
+        raise ValueError(f"the dictionaries in {dicts} must be equal: the checkpoint has one matrix for all embeddings")
+    sizes = {side: len(content) for side, content in symbols.items()}
     with torch.device("meta"):
-        model = LightConvForConditionalGeneration(config)
-    load_weights(model, checkpoint.weights, config.share_embeddings)
+        model = (
+            LightConvForCausalLM(language_model_config(flags, sizes["text"], layers))
+            if alone
+            else LightConvForConditionalGeneration(translation_config(flags, sizes, layers))
+        )
+    load_weights(model, checkpoint.weights)
     model.tie_weights()
-    model.generation_config = _generation_config(model)
+    if not alone:
+        model.generation_config = _generation_config(model)
     model.save_pretrained(staged)
+    shutil.copymode(staged / "config.json", staged / "model.safetensors")  # which safetensors makes private
+    tokenizers = _tokenizers(symbols, dicts, staged, continued=alone)
     save_tokenizers(tokenizers, staged)
     return Converted(model.eval(), tokenizers)
 
 
-def _tokenizers(flags: Flags, dicts: Path, staged: Path) -> dict[str, LightConvTokenizer]:
-    symbols = {side: _symbols(dicts, language) for side, language in flags.languages().items()}
+def _tokenizers(
+    symbols: dict[str, list[str]], dicts: Path, staged: Path, *, continued: bool
+) -> dict[str, LightConvTokenizer]:
+    """A tokenizer for each list of symbols, the same one for equal lists."""
     codes = next((dicts / name for name in _CODES if (dicts / name).is_file()), None)
-    joined = symbols["source"] == symbols["target"]
-    if flags.sharing() == "all" and not joined:
-        raise ValueError(f"the dictionaries in {dicts} must be equal: the checkpoint has one matrix for all embeddings")
-    tokenizers = {}
+    made: dict[tuple[str, ...], LightConvTokenizer] = {}
     for side, content in symbols.items():
-        if joined and tokenizers:
-            return dict.fromkeys(symbols, next(iter(tokenizers.values())))
-        vocabulary = staged.with_name(f"{side}.txt")
-        vocabulary.write_text("".join(f"{symbol}\n" for symbol in content), encoding="utf-8")
-        tokenizers[side] = LightConvTokenizer(vocabulary, codes)
-    return tokenizers
+        if tuple(content) not in made:
+            vocabulary = staged.with_name(f"{side}.txt")
+            vocabulary.write_text("".join(f"{symbol}\n" for symbol in content), encoding="utf-8")
+            made[tuple(content)] = LightConvTokenizer(vocabulary, codes, continued=continued)
+    return {side: made[tuple(content)] for side, content in symbols.items()}
 
 
-def _symbols(dicts: Path, language: str) -> list[str]:
-    path = dicts / f"dict.{language}.txt"
+def _symbols(path: Path) -> list[str]:
     if not path.is_file():
-        raise FileNotFoundError(f"there is no dictionary {path.name} in {dicts}: give its folder as --dicts")
+        raise FileNotFoundError(f"there is no dictionary {path.name} in {path.parent}: give its folder as --dicts")
     return read_dictionary(path)
 
 
-def _generation_config(model: LightConvForConditionalGeneration) -> GenerationConfig:
+def _generation_config(model: Any) -> GenerationConfig:
     """Search as by fairseq-generate: its defaults, at least one token, and never padding."""
     config = model.config
     return GenerationConfig(

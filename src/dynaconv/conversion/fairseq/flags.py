@@ -1,13 +1,15 @@
-"""fairseq's options of a translation model as our configuration."""
+"""fairseq's options of a model as our configuration."""
 
+import re
 import reprlib
 from typing import Any
 
-from ...models import LightConvConfig
+from ...models import LightConvConfig, LightConvLMConfig
 
 _CONVOLUTIONS = {"dynamic": "dynamic", "lightweight": "lightweight"}
 # What changes the network without a trace in the names and shapes of its weights, and has no place in ours.
-_UNSUPPORTED = ("no_token_positional_embeddings", "adaptive_softmax_cutoff")
+_UNSUPPORTED = ("no_token_positional_embeddings", "character_embeddings")
+_LARGEST = 1 << 20  # so that no product of sizes overflows
 
 
 class Flags:
@@ -30,17 +32,20 @@ class Flags:
         return value
 
     def size(self, name: str, default: int) -> int:
-        """A positive number."""
-        if (value := self.get(name, default)) < 1:
-            raise ValueError(f"option {name} of the checkpoint must be positive; got {value}")
+        """A number of something."""
+        value = self.get(name, default)
+        if not 1 <= value <= _LARGEST:
+            raise ValueError(f"option {name} of the checkpoint must be from 1 to {_LARGEST}; got {value}")
         return value
 
-    def kernels(self, side: str, default: list[int]) -> list[int]:
+    def kernels(self, side: str, default: list[int], layers: int) -> list[int]:
         """Taps of the layers of the "encoder" or "decoder"."""
         kernels = self.get(f"{side}_kernel_size_list", default)
-        if not all(type(kernel) is int for kernel in kernels):
+        whole = all(type(kernel) is int and 1 <= kernel <= _LARGEST for kernel in kernels)
+        if not whole or len(kernels) not in (1, layers):
             raise ValueError(
-                f"option {side}_kernel_size_list of the checkpoint must be numbers; got {reprlib.repr(kernels)}"
+                f"option {side}_kernel_size_list of the checkpoint must be one number, or one for each of {layers} "
+                f"layers; got {reprlib.repr(kernels)}"
             )
         return kernels
 
@@ -63,6 +68,40 @@ class Flags:
                 f"{reprlib.repr(decoder)}: our models have one for both"
             )
         return encoder
+
+    def cutoffs(self, name: str) -> list[int] | None:
+        """Ends of bands of words, which fairseq has as text."""
+        text = self.get(name, "")
+        if text and not re.fullmatch(r"[\[(]?\d{1,9}(, *\d{1,9})*[\])]?", text):
+            raise ValueError(f"option {name} of the checkpoint must be numbers; got {reprlib.repr(text)}")
+        return [int(number) for number in re.findall(r"\d+", text)] or None
+
+    def is_language_model(self) -> bool:
+        """Whether it is a decoder on its own; raises ValueError where it is no model of ours at all."""
+        architecture = self.get("arch", "lightconv")
+        if not architecture.startswith("lightconv"):
+            raise ValueError(f"the checkpoint must be of the architecture lightconv; got {reprlib.repr(architecture)}")
+        for name in _UNSUPPORTED:
+            if self.values.get(name):
+                raise ValueError(f"our models have no {name}, which the checkpoint was trained with")
+        return architecture.startswith("lightconv_lm")
+
+    def layers(self, side: str, default: int, found: int) -> int:
+        """Layers of the "encoder" or "decoder", of which the checkpoint has so many."""
+        if (expected := self.size(f"{side}_layers", default)) != found:
+            raise ValueError(f"the {side} must have {expected} layers as the options say; the checkpoint has {found}")
+        return found
+
+    def dropouts(self) -> dict[str, Any]:
+        """All rates of dropout, by our names."""
+        attention = self.get("attention_dropout", 0.0)
+        return {
+            "dropout": self.get("dropout", 0.1),
+            "attention_dropout": attention,
+            "activation_dropout": self.get("relu_dropout", 0.0),
+            "weight_dropout": self.get("weight_dropout", attention),
+            "input_dropout": self.get("input_dropout", 0.1),
+        }
 
     def languages(self) -> dict[str, str]:
         """{"source", "target"}: the languages, by which dictionaries are named."""
@@ -90,31 +129,19 @@ def translation_config(flags: Flags, vocab_sizes: dict[str, int], layers: dict[s
         layers: {"encoder", "decoder"}: how many layers its weights have.
 
     Raises:
-        ValueError: another architecture, an option of another type or one that our models do not have, or sizes that
-            do not fit together.
+        ValueError: an option of another type or one that our models do not have, or sizes that do not fit together.
     """
-    architecture = flags.get("arch", "lightconv")
-    if not architecture.startswith("lightconv") or architecture.startswith("lightconv_lm"):
-        raise ValueError(
-            "the checkpoint must be of a translation model of the architecture lightconv; "
-            f"got {reprlib.repr(architecture)}"
-        )
-    for name in _UNSUPPORTED:
-        if flags.values.get(name):
-            raise ValueError(f"our models have no {name}, which the checkpoint was trained with")
-    for side, count in layers.items():
-        if (expected := flags.size(f"{side}_layers", {"encoder": 7, "decoder": 6}[side])) != count:
-            raise ValueError(f"the {side} must have {expected} layers as the options say; the checkpoint has {count}")
+    if flags.values.get("adaptive_softmax_cutoff"):
+        raise ValueError("our translation models have no adaptive_softmax, which the checkpoint was trained with")
     dim, ffn = flags.common("embed_dim", 512), flags.size("encoder_ffn_embed_dim", 2048)
-    attention_dropout = flags.get("attention_dropout", 0.0)
     return LightConvConfig(
         vocab_size=vocab_sizes["target"],
         source_vocab_size=vocab_sizes["source"],
         d_model=flags.size("encoder_embed_dim", dim),
-        encoder_layers=layers["encoder"],
-        decoder_layers=layers["decoder"],
-        encoder_kernel_sizes=flags.kernels("encoder", [3, 7, 15, 31, 31, 31, 31]),
-        decoder_kernel_sizes=flags.kernels("decoder", [3, 7, 15, 31, 31, 31]),
+        encoder_layers=flags.layers("encoder", 7, layers["encoder"]),
+        decoder_layers=flags.layers("decoder", 6, layers["decoder"]),
+        encoder_kernel_sizes=flags.kernels("encoder", [3, 7, 15, 31, 31, 31, 31], layers["encoder"]),
+        decoder_kernel_sizes=flags.kernels("decoder", [3, 7, 15, 31, 31, 31], layers["decoder"]),
         encoder_mixer=flags.convolution("encoder"),
         decoder_mixer=flags.convolution("decoder"),
         encoder_conv_dim=flags.size("encoder_conv_dim", dim),
@@ -128,11 +155,46 @@ def translation_config(flags: Flags, vocab_sizes: dict[str, int], layers: dict[s
         normalize_before=flags.common("normalize_before", False, False),
         position_embedding="learned" if flags.common("learned_pos", False, False) else "sinusoidal",
         share_embeddings=flags.sharing(),
-        dropout=flags.get("dropout", 0.1),
-        attention_dropout=attention_dropout,
-        activation_dropout=flags.get("relu_dropout", 0.0),
-        weight_dropout=flags.get("weight_dropout", attention_dropout),
-        input_dropout=flags.get("input_dropout", 0.1),
+        **flags.dropouts(),
         max_source_positions=flags.size("max_source_positions", 1024),
         max_target_positions=flags.size("max_target_positions", 1024),
+    )
+
+
+def language_model_config(flags: Flags, vocab_size: int, layers: dict[str, int]) -> LightConvLMConfig:
+    """The configuration of a language model.
+
+    Args:
+        flags: of the checkpoint.
+        vocab_size: of its dictionary.
+        layers: {"decoder"}: how many layers its weights have.
+
+    Raises:
+        ValueError: as :func:`translation_config`.
+    """
+    dim, factor = flags.size("decoder_embed_dim", 512), flags.get("adaptive_softmax_factor", 4.0)
+    adaptive = flags.get("adaptive_input", False)
+    tied = "tie_adaptive_weights" if adaptive else "share_decoder_input_output_embed"
+    cutoffs = flags.cutoffs("adaptive_input_cutoff") if adaptive else None
+    return LightConvLMConfig(
+        vocab_size=vocab_size,
+        d_model=dim,
+        decoder_layers=flags.layers("decoder", 6, layers["decoder"]),
+        decoder_kernel_sizes=flags.kernels("decoder", [3, 7, 15, 31, 31, 31], layers["decoder"]),
+        decoder_mixer=flags.convolution("decoder"),
+        decoder_conv_dim=flags.size("decoder_conv_dim", dim),
+        decoder_heads=flags.size("decoder_attention_heads", 8),
+        decoder_ffn_dim=flags.size("decoder_ffn_embed_dim", 2048),
+        glu=flags.get("decoder_glu", True),
+        normalize_filters=flags.get("weight_softmax", True),
+        position_embedding="learned" if flags.get("decoder_learned_pos", False) else "sinusoidal",
+        adaptive_input_cutoffs=cutoffs,
+        adaptive_input_factor=flags.get("adaptive_input_factor", 4.0) if adaptive else factor,
+        adaptive_softmax_cutoffs=flags.cutoffs("adaptive_softmax_cutoff"),
+        adaptive_softmax_factor=factor,
+        adaptive_softmax_dropout=flags.get("adaptive_softmax_dropout", 0.0),
+        tie_word_embeddings=flags.get(tied, False),
+        tie_projections=adaptive and flags.get("tie_adaptive_proj", False),
+        **flags.dropouts(),
+        max_target_positions=flags.size("max_target_positions", flags.size("tokens_per_sample", 1024)),
     )

@@ -19,6 +19,8 @@ from .masks import Sequences, create_causal_mask, find_sequences
 from .names import (
     CACHE,
     CACHE_NAMES,
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
     MoeCausalLMOutputWithPast,
     MoeModelOutputWithPast,
     Seq2SeqLMOutput,
@@ -33,6 +35,8 @@ from .names import (
 __all__ = [
     "CACHE",
     "CACHE_NAMES",
+    "BaseModelOutputWithPast",
+    "CausalLMOutputWithPast",
     "ConvStateLayer",
     "ConvolvedLayer",
     "MoeCausalLMOutputWithPast",

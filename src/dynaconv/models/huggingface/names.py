@@ -69,6 +69,8 @@ def _both_names(kind: Any) -> Any:
     return type(kind.__name__, (kind,), members)
 
 
+BaseModelOutputWithPast = _both_names(modeling_outputs.BaseModelOutputWithPast)
+CausalLMOutputWithPast = _both_names(modeling_outputs.CausalLMOutputWithPast)
 MoeCausalLMOutputWithPast = _both_names(modeling_outputs.MoeCausalLMOutputWithPast)
 MoeModelOutputWithPast = _both_names(modeling_outputs.MoeModelOutputWithPast)
 Seq2SeqLMOutput = _both_names(modeling_outputs.Seq2SeqLMOutput)

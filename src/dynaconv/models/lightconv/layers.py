@@ -10,13 +10,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import EncoderDecoderCache
+from transformers import Cache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...nn import DynamicConv, LightConv
 from ..huggingface import ConvStateLayer
-from .configuration import LightConvConfig
+from .configuration import LightConvConfig, LightConvLMConfig
+
+Config = LightConvConfig | LightConvLMConfig
 
 
 class SinusoidalPositions(nn.Module):
@@ -48,12 +50,12 @@ class SinusoidalPositions(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Tokens times sqrt(E), plus positions, and dropout."""
+    """Tokens times sqrt(E), plus positions, and dropout; `tokens`: of another kind than one matrix."""
 
-    def __init__(self, config: LightConvConfig, vocab_size: int, max_positions: int):
+    def __init__(self, config: Config, vocab_size: int, max_positions: int, tokens: nn.Module | None = None):
         super().__init__()
         self.pad_token_id, self.max_positions = config.pad_token_id or 0, max_positions
-        self.tokens = nn.Embedding(vocab_size, config.d_model, config.pad_token_id)
+        self.tokens = nn.Embedding(vocab_size, config.d_model, config.pad_token_id) if tokens is None else tokens
         self.learned = config.position_embedding == "learned"
         self.positions: nn.Module = (
             nn.Embedding(max_positions + self.pad_token_id + 1, config.d_model, self.pad_token_id)
@@ -100,7 +102,7 @@ class Embeddings(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention, of a sequence to itself or to the encoder's output."""
 
-    def __init__(self, config: LightConvConfig, side: str):
+    def __init__(self, config: Config, side: str):
         super().__init__()
         self.config, self.heads, self.dropout = config, getattr(config, f"{side}_heads"), config.attention_dropout
         self.q_proj = nn.Linear(config.d_model, config.d_model)
@@ -146,7 +148,7 @@ def _triangle(queries: Tensor, keys: Tensor) -> Tensor:
 class ConvMixer(nn.Module):
     """Linear, gated linear unit, convolution, Linear: what the 2019 paper puts in the place of self-attention."""
 
-    def __init__(self, config: LightConvConfig, side: str, layer: int):
+    def __init__(self, config: Config, side: str, layer: int):
         super().__init__()
         dim = getattr(config, f"{side}_conv_dim") or config.d_model
         self.glu, self.input_dropout = config.glu, config.input_dropout
@@ -179,7 +181,7 @@ class ConvMixer(nn.Module):
 class SelfAttentionMixer(nn.Module):
     """Self-attention with the calling convention of :class:`ConvMixer`: the baseline of the 2019 paper."""
 
-    def __init__(self, config: LightConvConfig, side: str):
+    def __init__(self, config: Config, side: str):
         super().__init__()
         self.causal = side == "decoder"
         self.attention = Attention(config, side)
@@ -198,7 +200,7 @@ class SelfAttentionMixer(nn.Module):
         return y
 
 
-def make_mixer(config: LightConvConfig, side: str, layer: int) -> ConvMixer | SelfAttentionMixer:
+def make_mixer(config: Config, side: str, layer: int) -> ConvMixer | SelfAttentionMixer:
     """The mixer of one layer of the "encoder" or "decoder"."""
     if getattr(config, f"{side}_mixer") == "attention":
         return SelfAttentionMixer(config, side)
@@ -222,7 +224,7 @@ class FeedForward(nn.Module):
 class Layer(GradientCheckpointingLayer):
     """Residual sublayers, each x + dropout(f(x)), with a LayerNorm before f (pre-norm) or after the sum (post-norm)."""
 
-    def __init__(self, config: LightConvConfig, side: str, layer: int):
+    def __init__(self, config: Config, side: str, layer: int):
         super().__init__()
         self.index, self.dropout, self.normalize_before = layer, config.dropout, config.normalize_before
         self.mixer = make_mixer(config, side, layer)
@@ -245,6 +247,19 @@ class EncoderLayer(Layer):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """[B, S, E] to [B, S, E]; mask [B, S] is nonzero at tokens."""
         x = self._residual(x, self.mixer_norm, self.mixer, mask)
+        return self._residual(x, self.ffn_norm, self.ffn)
+
+
+class LanguageModelLayer(Layer):
+    """Causal mixer and feed-forward."""
+
+    def __init__(self, config: LightConvLMConfig, layer: int):
+        super().__init__(config, "decoder", layer)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        """[B, T, E] to [B, T, E]; mask [B, past + T] is nonzero at tokens; the cache is brought up to date."""
+        own = None if cache is None else cache.layers[self.index]
+        x = self._residual(x, self.mixer_norm, self.mixer, mask, own)
         return self._residual(x, self.ffn_norm, self.ffn)
 
 

@@ -80,6 +80,7 @@ class LightConvTokenizer(PreTrainedTokenizer):
         vocab_file: a symbol a line, in the order of ids, the first four <s>, <pad>, </s> and <unk>. Where a symbol
             stands twice, the later one is what text becomes.
         codes_file: of subword-nmt; None: text is in pieces already, and stays in pieces when it is decoded.
+        continued: for language models, where `</s>` stands before the text and not behind it.
 
     Raises:
         ValueError: other special tokens, or what :class:`BytePairEncoding` refuses.
@@ -88,7 +89,9 @@ class LightConvTokenizer(PreTrainedTokenizer):
     vocab_files_names = {"vocab_file": VOCABULARY, "codes_file": CODES}  # noqa: RUF012
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
 
-    def __init__(self, vocab_file: str | Path, codes_file: str | Path | None = None, **options: Any):
+    def __init__(
+        self, vocab_file: str | Path, codes_file: str | Path | None = None, continued: bool = False, **options: Any
+    ):
         self._symbols = _read(vocab_file).removesuffix("\n").split("\n")
         if tuple(self._symbols[:4]) != SPECIAL_TOKENS:
             raise ValueError(f"{vocab_file} must start with {', '.join(SPECIAL_TOKENS)}; got {self._symbols[:4]}")
@@ -98,12 +101,13 @@ class LightConvTokenizer(PreTrainedTokenizer):
         names = ("bos_token", "pad_token", "eos_token", "unk_token")
         defaults = {
             **dict(zip(names, SPECIAL_TOKENS, strict=True)),
+            **({"bos_token": "</s>"} if continued else {}),
             "clean_up_tokenization_spaces": False,
             "padding_side": "right",
-            "special_tokens_pattern": "eos",
+            "special_tokens_pattern": "bos" if continued else "eos",
             "split_special_tokens": True,
         }
-        super().__init__(**{**defaults, **options})
+        super().__init__(continued=continued, **{**defaults, **options})
 
     @property
     def vocab_size(self) -> int:
