@@ -6,7 +6,7 @@ LOCKED_TORCH := torch==2.13.0
 TORCH ?= $(LOCKED_TORCH)
 DEMO ?= runs/demo
 # What meets Hugging Face's libraries, and is tested with the oldest and the newest of them.
-HUGGINGFACE_TESTS := tests/models tests/grafting tests/tasks tests/data tests/test_package.py
+HUGGINGFACE_TESTS := tests/models tests/conversion tests/grafting tests/tasks tests/data tests/test_package.py
 
 # Compiled when the package is installed.
 KERNELS := $(wildcard src/dynaconv/kernels/cpu/*.cpp src/dynaconv/kernels/cpu/*.h)
