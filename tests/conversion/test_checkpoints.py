@@ -77,7 +77,7 @@ def test_options_that_old_versions_did_not_have(tmp_path):
     assert {name: flags[name] for name in defaults} == defaults
     for name in "ab":
         (tmp_path / name).mkdir()
-    model, _ = converted(tmp_path / "a", **dict.fromkeys(defaults))
+    model, _ = converted(tmp_path / "a", **{**dict.fromkeys(defaults), "decoder_glu": 1})
     assert_same_model(model, converted(tmp_path / "b")[0])
 
 

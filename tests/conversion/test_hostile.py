@@ -86,6 +86,25 @@ def test_truncated_files(tmp_path, kept, legacy):
     refuse(path, tmp_path, "which may be cut off" if legacy and kept == 0.3 else "is no whole checkpoint of PyTorch")
 
 
+@pytest.mark.parametrize("archived", [False, True])
+def test_changed_weights(tmp_path, archived):
+    path = checkpoint_of(tmp_path / "fairseq")
+    if archived:
+        path = write_archive(tmp_path / "wmt.tar.gz", published(tmp_path / "fairseq"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    refuse(path, tmp_path, "is no whole")
+
+
+def test_members_that_overlap(tmp_path):
+    path = checkpoint_of(tmp_path / "fairseq")
+    with zipfile.ZipFile(path, "a") as members:
+        members.filelist.extend(members.filelist)
+        members.writestr("more", b"")
+    refuse(path, tmp_path, "is refused: its members claim")
+
+
 def test_other_files(tmp_path):
     path = checkpoint_of(tmp_path / "fairseq")
     for content in (b"hello, world", b"PK\x03\x04" + bytes(100), pickle.dumps({"args": 3}), os.urandom(5000)):
@@ -222,10 +241,14 @@ OUTSIDE = [
     (member("../evil.pt", b"x"), "'../evil.pt' leads out of the archive"),
     (member("/tmp/evil.pt", b"x"), "'/tmp/evil.pt' leads out of the archive"),
     (member("wmt/a/../../../evil", b"x"), "leads out of the archive"),
-    (member("wmt/link.pt", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "'wmt/link.pt' is a link or a device"),
-    (member("wmt/hard", type=tarfile.LNKTYPE, linkname="wmt/model.pt"), "'wmt/hard' is a link or a device"),
-    (member("wmt/null", type=tarfile.CHRTYPE), "'wmt/null' is a link or a device"),
-    (member("wmt/pipe", type=tarfile.FIFOTYPE), "'wmt/pipe' is a link or a device"),
+    (
+        member("wmt/link.pt", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+        "'wmt/link.pt' is a link, a device or sparse",
+    ),
+    (member("wmt/hard", type=tarfile.LNKTYPE, linkname="wmt/model.pt"), "'wmt/hard' is a link, a device or sparse"),
+    (member("wmt/null", type=tarfile.CHRTYPE), "'wmt/null' is a link, a device or sparse"),
+    (member("wmt/sparse", type=tarfile.GNUTYPE_SPARSE), "'wmt/sparse' is a link, a device or sparse"),
+    (member("wmt/pipe", type=tarfile.FIFOTYPE), "'wmt/pipe' is a link, a device or sparse"),
     (member("wmt/other.pt", b"x"), "must have one checkpoint, a file named *.pt; it has model.pt, other.pt"),
     (member("wmt/a/model.pt", b"x"), "has two files named model.pt"),
 ]

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 from dynaconv.models import LightConvForCausalLM, LightConvLMConfig
 from dynaconv.models.lightconv.adaptive import AdaptiveEmbedding, AdaptiveSoftmax
@@ -99,6 +99,8 @@ def test_saved_loaded_and_trained(tmp_path, variant):
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(loaded) is LightConvForCausalLM
+    hidden = AutoModel.from_pretrained(tmp_path)(IDS).last_hidden_state
+    torch.testing.assert_close(loaded.lm_head(hidden), model(IDS).logits)
     assert torch.equal(loaded(IDS).logits, model(IDS).logits)
     assert len(list(loaded.parameters())) == len(list(model.parameters()))
     loaded.train()

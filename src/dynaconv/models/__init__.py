@@ -5,7 +5,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from .dynaconv.configuration import DynaConvConfig
 from .dynaconv.counting import Cost, compute_matched, count
 from .dynaconv.modeling import DynaConvForCausalLM, DynaConvModel
-from .lightconv.causal_lm import LightConvForCausalLM
+from .lightconv.causal_lm import LightConvForCausalLM, LightConvLMModel
 from .lightconv.configuration import LightConvConfig, LightConvLMConfig
 from .lightconv.modeling import LightConvForConditionalGeneration, LightConvModel
 from .lightconv.tokenization import LightConvTokenizer
@@ -19,6 +19,7 @@ __all__ = [
     "LightConvForCausalLM",
     "LightConvForConditionalGeneration",
     "LightConvLMConfig",
+    "LightConvLMModel",
     "LightConvModel",
     "LightConvTokenizer",
     "compute_matched",
@@ -30,6 +31,7 @@ AutoModel.register(LightConvConfig, LightConvModel)
 AutoModelForSeq2SeqLM.register(LightConvConfig, LightConvForConditionalGeneration)
 AutoTokenizer.register(LightConvConfig, LightConvTokenizer)
 AutoConfig.register(LightConvLMConfig.model_type, LightConvLMConfig)
+AutoModel.register(LightConvLMConfig, LightConvLMModel)
 AutoModelForCausalLM.register(LightConvLMConfig, LightConvForCausalLM)
 AutoTokenizer.register(LightConvLMConfig, LightConvTokenizer)
 AutoConfig.register(DynaConvConfig.model_type, DynaConvConfig)

@@ -44,8 +44,10 @@ def unpack(path: Path, folder: Path) -> Path:
                 for member in archive:
                     most -= member.size
                     _check(member, most, path)
-                    stream.left += member.size
+                    stream.left += member.size if member.isfile() else 0
                     _write(archive, member, folder, path)
+            while stream.read(1 << 16):  # to the checksum, which stands at the end
+                pass
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"{path} is no whole .tar.gz or .tar.bz2 archive: {error}") from error
     checkpoints = sorted(folder.glob("*.pt"))
@@ -71,8 +73,8 @@ class _Limited:
 
 def _check(member: tarfile.TarInfo, most: int, path: Path) -> None:
     problem, name = None, Path(member.name).name
-    if not (member.isfile() or member.isdir()):
-        problem = "is a link or a device"
+    if not (member.isfile() or member.isdir()) or member.issparse():
+        problem = "is a link, a device or sparse"
     elif Path(member.name).is_absolute() or ".." in Path(member.name).parts:
         problem = "leads out of the archive"
     elif most < 0 or (_TEXT.fullmatch(name) and member.size > _LONGEST_TEXT):

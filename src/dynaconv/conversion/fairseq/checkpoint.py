@@ -106,6 +106,11 @@ def _check_file(path: Path) -> bool:
             for member in members.infolist():
                 if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
                     raise _RefusedError(f"{member.filename[:100]!r} in it is compressed, which PyTorch never does")
+            claimed, size = sum(member.file_size for member in members.infolist()), path.stat().st_size
+            if claimed > size:
+                raise _RefusedError(f"its members claim {claimed:,} bytes in a file of {size:,}")
+            if (damaged := members.testzip()) is not None:
+                raise ValueError(f"the checksum of {damaged[:100]!r} in it is wrong")
             pickles = [member for member in members.infolist() if member.filename.lower().endswith(".pkl")]
             if len(pickles) != 1:
                 raise _RefusedError(f"it must have one data.pkl; it has {len(pickles)} of such a name")

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...models import LightConvConfig, LightConvLMConfig
 
-_CONVOLUTIONS = {"dynamic": "dynamic", "lightweight": "lightweight"}
+_CONVOLUTIONS = ("dynamic", "lightweight")
 # What changes the network without a trace in the names and shapes of its weights, and has no place in ours.
 _UNSUPPORTED = ("no_token_positional_embeddings", "character_embeddings")
 _LARGEST = 1 << 20  # so that no product of sizes overflows
@@ -23,8 +23,8 @@ class Flags:
         value = self.values.get(name)
         if value is None:
             return default
-        if isinstance(default, float) and type(value) is int:
-            value = float(value)
+        if type(value) is int and (isinstance(default, float) or (isinstance(default, bool) and value in (0, 1))):
+            value = type(default)(value)
         if type(value) is not type(default):
             raise ValueError(
                 f"option {name} of the checkpoint must be of type {type(default).__name__}; got {reprlib.repr(value)}"
@@ -59,7 +59,13 @@ class Flags:
         return kind
 
     def common(self, name: str, default: Any, decoder_default: Any = None) -> Any:
-        """An option that the encoder and the decoder have, and our models once."""
+        """An option that the encoder and the decoder have, and our models once.
+
+        Args:
+            name: without the side.
+            default: where the encoder does not have it.
+            decoder_default: where the decoder does not have it; None: the encoder's value.
+        """
         encoder = self.get(f"encoder_{name}", default)
         decoder = self.get(f"decoder_{name}", encoder if decoder_default is None else decoder_default)
         if encoder != decoder:
