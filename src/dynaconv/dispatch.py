@@ -78,13 +78,15 @@ class Call(NamedTuple):
 
     def move_on(self, x: Tensor, y: Tensor) -> Tensor:
         """Overwrite the buffer, after the operator has succeeded; y with zeros where a sequence has no row in it."""
+        if self.indices is not None:
+            y = y.masked_fill(self._padding_tokens(y, self.indices), 0)
         if self.buffer is not None:
             next_states(self.buffer, x, self.cu_seqlens, self.indices)
-        return y if self.indices is None else y.masked_fill(self._padding_tokens(y), 0)
+        return y
 
-    def _padding_tokens(self, y: Tensor) -> Tensor:
+    def _padding_tokens(self, y: Tensor, indices: Tensor) -> Tensor:
         """[B or 1, T or 1, 1]: tokens of sequences without a row in the buffer."""
-        padding = torch.as_tensor(self.indices) < 0
+        padding = indices < 0
         if self.cu_seqlens is None:
             return padding[:, None, None]
         sequence = torch.searchsorted(self.cu_seqlens[1:].long(), torch.arange(y.shape[1], device=y.device), right=True)
@@ -112,6 +114,7 @@ class _Remembered(NamedTuple):
         )
         if y is None:  # this check says what is wrong
             check_rows("state_indices", keywords["state_indices"], "state", len(keywords["state"]))
+            raise RuntimeError("the CPU kernels refuse rows that are valid: please report it")
         if state is not None and self.counts_versions:
             torch.autograd.graph.increment_version(state)
         return y
@@ -208,6 +211,8 @@ def _remember(
     before = call.initial_state if buffer is None else buffer
     if call.return_final_state or x.numel() == 0 or not cpu.prepared(x, call.bias, before, dtype):
         return None
+    if buffer is not None and buffer.is_inference() and not torch.is_inference_mode_enabled():
+        return None  # PyTorch refuses to overwrite it
     sequences = len(x) if call.cu_seqlens is None else len(call.cu_seqlens) - 1
     convolution = cpu.Convolution(
         operator.name, x, filters, call.initial_state, sequences, call.options, dtype, buffer=buffer
@@ -221,7 +226,7 @@ def _key(
     """What validity and plan of a call depend on; None where the call is not remembered."""
     if _forced.backend not in (None, "cpu"):
         return None
-    key: list[Any] = [operator.name, normalized]
+    key: list[Any] = [operator.name, normalized, torch.is_inference_mode_enabled()]
     recorded, trained = torch.is_grad_enabled(), False
     try:
         for tensor in tensors:

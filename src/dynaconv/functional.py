@@ -103,6 +103,8 @@ def _prepare(
             raise ValueError(f"bias must be [D] = [{D}]; got {shape(bias)}")
     if not isinstance(residual, bool):
         raise TypeError(f"residual must be True or False; got {type(residual).__name__}")
+    if not isinstance(return_final_state, bool):
+        raise TypeError(f"return_final_state must be True or False; got {type(return_final_state).__name__}")
     if isinstance(output_scale, bool) or not isinstance(output_scale, (int, float)):
         raise TypeError(f"output_scale must be a number, it has no gradient; got {type(output_scale).__name__}")
     options = Options(left, activation == "silu", residual, float(output_scale))

@@ -133,3 +133,60 @@ def test_only_so_many_are_kept(monkeypatch):
         x = torch.randn(1, length, 12)
         assert dynaconv.static_conv(x, torch.ones(12, 2)).shape == x.shape
         assert len(dispatch._remembered) <= 3
+
+
+def test_tensors_without_numbers():
+    x, filters = torch.empty(2, 9, 12, device="meta"), torch.empty(12, 4, device="meta")
+    assert dynaconv.static_conv(x, filters).device.type == "meta"
+    y = dynaconv.static_conv(x.requires_grad_(), filters)
+    assert torch.autograd.grad(y.sum(), x)[0].shape == x.shape
+
+
+def test_a_default_device_elsewhere():
+    x, filters, ends = torch.randn(1, 9, 12), torch.randn(12, 4), torch.tensor([0, 4, 9])
+    expected = dynaconv.static_conv(x, filters, cu_seqlens=ends)
+    dispatch._remembered.clear()
+    with torch.device("meta"):
+        assert torch.equal(dynaconv.static_conv(x, filters, cu_seqlens=ends), expected)
+
+
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_batches_of_gradients(kind):
+    inputs, keywords = arguments(kind)
+    x = inputs["x"].requires_grad_()
+    y = OPERATORS[kind](**inputs, **keywords)
+    several = torch.randn(3, *y.shape)
+    batched = torch.autograd.grad(y, x, several, is_grads_batched=True, retain_graph=True)[0]
+    for grad, gradient in zip(several, batched, strict=True):
+        torch.testing.assert_close(gradient, torch.autograd.grad(y, x, grad, retain_graph=True)[0])
+
+
+def test_rows_of_a_buffer_without_numbers():
+    x, filters, state = torch.randn(1, 1, 12), torch.randn(12, 4), torch.zeros(0, 3, 12)
+    dynaconv.static_conv(x, filters, state=state, state_indices=torch.tensor([-1]))
+    with pytest.raises(ValueError, match="state_indices must be different rows of state"):
+        dynaconv.static_conv(x, filters, state=state, state_indices=torch.tensor([0]))
+
+
+@pytest.mark.parametrize("span", [slice(0, 1), slice(0, 2), slice(1, 3), slice(2, 4)], ids=str)
+def test_tokens_that_lie_in_the_state(span):
+    filters = torch.randn(12, 4)
+    states = [torch.arange(2.0 * 4 * 12).view(2, 4, 12).clone() for _ in range(2)]
+    ours = dynaconv.static_conv(states[0][:, span], filters, state=states[0])
+    with dynaconv.backend("reference"):
+        torch.testing.assert_close(ours, dynaconv.static_conv(states[1][:, span], filters, state=states[1]))
+    assert torch.equal(*states)
+
+
+def test_a_flag_is_no_tensor():
+    with pytest.raises(TypeError, match="return_final_state must be True or False; got Tensor"):
+        dynaconv.static_conv(torch.randn(1, 3, 12), torch.randn(12, 4), return_final_state=torch.tensor(True))
+
+
+def test_inference_tensors_are_overwritten_in_inference_mode_alone():
+    x, filters = torch.randn(2, 1, 12), torch.randn(12, 4)
+    with torch.inference_mode():
+        state = torch.zeros(2, 3, 12)
+        dynaconv.static_conv(x, filters, state=state)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="inference tensor"):
+        dynaconv.static_conv(x, filters, state=state)

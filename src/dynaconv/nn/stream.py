@@ -42,7 +42,7 @@ class StreamStates:
         past = self.past(name, x, keep)
         # Without gradients, and where the last inputs are all that is kept, the operator overwrites them itself.
         in_place = not (torch.is_grad_enabled() or self.record_past or torch.compiler.is_compiling())
-        if in_place and past.dtype == x.dtype and past.shape == (*x.shape[:1], keep, x.shape[2]):
+        if in_place and past.dtype == x.dtype and self.inputs[name].shape == (*x.shape[:1], keep, x.shape[2]):
             y = conv(x, *condition, state=past)
             self._count(name, x)
         else:

@@ -128,7 +128,7 @@ template <class C> struct Scratch {
 
 // Whether every sequence has a row of its own in the buffer, or none.
 inline bool rows_are_valid(const Call& call) {
-  if (!call.at.buffer || !call.at.indices) return true;
+  if (!call.at.indices) return true;
   std::vector<bool> used(call.rows);
   for (i64 n = 0; n < call.N; ++n) {
     const i64 row = call.at.indices[n];
@@ -142,15 +142,21 @@ inline bool rows_are_valid(const Call& call) {
 inline void move_on(const Call& call) {
   if (!call.at.buffer) return;
   const i64 width = call.D * call.bytes, step = call.buffer.token * call.bytes;
+  const char *x = static_cast<const char*>(call.x.data), *buffer = static_cast<const char*>(call.at.buffer);
+  const char* x_end = x + ((call.B - 1) * call.x.row + (call.T - 1) * call.x.token) * call.bytes + width;
+  const char* buffer_end = buffer + (call.rows - 1) * call.buffer.row * call.bytes + call.size * step;
+  std::vector<char> own;  // a copy of the tokens where they lie in the buffer itself
+  if (x < buffer_end && buffer < x_end) own.assign(x, x_end);
+  const char* const from = own.empty() ? x : own.data();
   for_each(call.N, call.size * call.D, [&](i64 n) {
     const i64 row = call.at.indices ? call.at.indices[n] : n, start = call.at.ends ? call.at.ends[n] : 0;
     const i64 length = call.at.ends ? call.at.ends[n + 1] - start : call.T, kept = std::max<i64>(0, call.size - length);
     if (row < 0 || length == 0) return;
     char* to = static_cast<char*>(call.at.buffer) + row * call.buffer.row * call.bytes;
-    const char* x = static_cast<const char*>(call.x.data) + (call.at.ends ? 0 : n) * call.x.row * call.bytes;
+    const char* tokens = from + (call.at.ends ? 0 : n) * call.x.row * call.bytes;
     for (i64 i = 0; i < kept; ++i) std::memcpy(to + i * step, to + (i + length) * step, width);
     for (i64 i = kept; i < call.size; ++i)
-      std::memcpy(to + i * step, x + (start + length - call.size + i) * call.x.token * call.bytes, width);
+      std::memcpy(to + i * step, tokens + (start + length - call.size + i) * call.x.token * call.bytes, width);
   });
 }
 

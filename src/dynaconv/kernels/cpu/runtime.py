@@ -228,7 +228,7 @@ def places(
 
 def ends_of(cu_seqlens: Tensor | None, x: Tensor) -> Tensor | None:
     """Ends of packed sequences as kernels read them; ValueError where they do not fit the tokens of x."""
-    return None if cu_seqlens is None else torch.tensor(sequence_ends(cu_seqlens, x.shape[1]))
+    return None if cu_seqlens is None else torch.tensor(sequence_ends(cu_seqlens, x.shape[1]), device="cpu")
 
 
 def _numbers(tensor: Tensor | None, dims: Sequence[int | None]) -> tuple[int, ...]:
