@@ -172,7 +172,8 @@ def run(
             if len(_remembered) >= _KEPT:
                 _remembered.clear()
             _remembered[key] = remembered
-            return remembered(tensors, keywords)
+            if not trained:  # otherwise the filters would be normalised once more, which autograd would record
+                return remembered(tensors, keywords)
     past = call.past()
     y = _forward(operator, (x, *filters, call.bias, past), call.cu_seqlens, call.options, name, trained)
     final = final_states(x, past, call.width - 1, call.cu_seqlens) if call.return_final_state else None

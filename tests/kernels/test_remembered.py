@@ -190,3 +190,15 @@ def test_inference_tensors_are_overwritten_in_inference_mode_alone():
         dynaconv.static_conv(x, filters, state=state)
     with torch.no_grad(), pytest.raises(RuntimeError, match="inference tensor"):
         dynaconv.static_conv(x, filters, state=state)
+
+
+def test_the_first_call_records_what_the_next_ones_record():
+    """Activation checkpointing compares them."""
+    x, filters = torch.randn(2, 9, 12), torch.randn(2, 9, 3, 4, requires_grad=True)
+    counts = []
+    for _ in range(2):
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=saved: s.append(t) or t, lambda t: t):
+            dynaconv.dynamic_conv(x, filters, normalize="softmax")
+        counts.append(len(saved))
+    assert counts[0] == counts[1] > 0
