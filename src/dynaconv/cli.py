@@ -97,7 +97,8 @@ class ConvertFairseq:
     out: Path
     """The folder to write; must not exist, or be empty."""
     dicts: Path | None = None
-    """Folder with dict.LANG.txt of both languages, or dict.txt, and bpecodes or code; default: the checkpoint's."""
+    """Folder with dict.LANG.txt of both languages (or dict.joined.txt for both), or dict.txt, and bpecodes or code;
+    default: the checkpoint's."""
 
 
 @dataclass

@@ -53,8 +53,8 @@ def in_layout(weights, layout):
     return weights
 
 
-def save(path, flags, weights, layout="0.12", legacy=False):
-    """A checkpoint file with what stands beside the weights."""
+def save(path, flags, weights, layout="0.12", legacy=False, task=None):
+    """A checkpoint file with what stands beside the weights; `task`: options of the task, from 0.12 on."""
     options = argparse.Namespace(**flags)
     beside = {
         "optimizer_history": [{"num_updates": 700, "lr_scheduler_state": {"best": None}}],
@@ -63,7 +63,12 @@ def save(path, flags, weights, layout="0.12", legacy=False):
     if layout in ("0.6.1", "0.9"):
         content = {"args": options, "model": weights, **beside}
     else:
-        content = {"args": None, "cfg": {"_name": None, "model": options, "bpe": None}, "model": weights, **beside}
+        content = {
+            "args": None,
+            "cfg": {"_name": None, "model": options, "task": task, "bpe": None},
+            "model": weights,
+            **beside,
+        }
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     return path
 

@@ -8,7 +8,7 @@ import torch
 from dynaconv.conversion.fairseq.convert import convert
 from dynaconv.models.lightconv.layers import SinusoidalPositions
 
-from .support import LAYOUTS, VARIANTS, arrays_of, checkpoint_of, contents_of, converted, in_layout
+from .support import LAYOUTS, VARIANTS, arrays_of, checkpoint_of, contents_of, converted, in_layout, save
 
 SOURCE = torch.tensor([[5, 9, 4, 11, 2], [7, 2, 1, 1, 1]])
 TARGET = torch.tensor([[2, 6, 8], [2, 9, 9]])
@@ -115,6 +115,31 @@ def test_one_matrix_for_all_embeddings(tmp_path, layout):
     torch.testing.assert_close(logits(model), logits(expected))
 
 
+def test_a_joined_dictionary_stands_for_both(tmp_path):
+    path = checkpoint_of(tmp_path / "fairseq", change=shared, share_all_embeddings=True)
+    path.with_name("dict.yy.txt").rename(path.with_name("dict.joined.txt"))
+    _, tokenizers = convert(path, tmp_path / "ours")
+    assert tokenizers["source"] is tokenizers["target"]
+    assert tokenizers["source"]("y03")["input_ids"] == [7, 2]
+    path = checkpoint_of(tmp_path / "fairseq", change=shared)  # embeddings that are not shared
+    path.with_name("dict.xx.txt").unlink()
+    with pytest.raises(FileNotFoundError, match="there is no dictionary dict.xx.txt"):
+        convert(path, tmp_path / "other")
+
+
+def test_languages_taken_from_the_names_of_the_data(tmp_path):
+    path = checkpoint_of(tmp_path / "fairseq")
+    flags, weights = contents_of("dyn_post")
+    flags |= {"source_lang": None, "target_lang": None}
+    save(path, flags, weights, task={"source_lang": "xx", "target_lang": "yy", "encoder_layers": 9})
+    _, tokenizers = convert(path, tmp_path / "ours")
+    assert tokenizers["source"]("x03 y03")["input_ids"] == [7, 3, 2]
+    assert tokenizers["target"]("x03 y03")["input_ids"] == [3, 7, 2]
+    save(path, flags, weights)
+    with pytest.raises(ValueError, match="option source_lang of the checkpoint must be a language"):
+        convert(path, tmp_path / "other")
+
+
 def without(*names):
     return lambda weights: {name: tensor for name, tensor in weights.items() if not name.startswith(names)}
 
@@ -149,6 +174,11 @@ WRONG = [
     (None, {"no_token_positional_embeddings": True}, "our models have no no_token_positional_embeddings"),
     (None, {"share_all_embeddings": True}, "must be equal: the checkpoint has one matrix for all embeddings"),
     (None, {"source_lang": "../xx"}, "option source_lang of the checkpoint must be a language"),
+    (None, {"source_lang": "x\nx"}, "option source_lang of the checkpoint must be a language"),
+    (None, {"source_lang": "x" * 1000}, "option source_lang of the checkpoint must be a language"),
+    (None, {"dropout": 10**400}, "option dropout of the checkpoint must be of type float"),
+    (also(**{"x\ny": torch.ones(3)}), {}, "is no checkpoint of fairseq"),
+    (also(**{"x" * 1000: torch.ones(3)}), {}, "is no checkpoint of fairseq"),
     (None, {"target_lang": None}, "option target_lang of the checkpoint must be a language"),
     (None, {"target_lang": "zz"}, "there is no dictionary dict.zz.txt in"),
     (also(encoder__layers__0__fc1__bias=torch.ones(64, dtype=torch.int64)), {}, "encoder.layers.0.fc1.bias must be of floating point"),
@@ -162,6 +192,7 @@ def test_contradictions_are_refused(tmp_path, change, flags, message):
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)) as refused:
         convert(path, tmp_path / "new" / "ours")
     assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 500 + len(str(tmp_path))
     assert [entry.name for entry in tmp_path.iterdir()] == ["fairseq"]
 
 

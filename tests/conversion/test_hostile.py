@@ -60,6 +60,20 @@ def test_only_what_a_checkpoint_needs_is_named(tmp_path, value):
     refuse(path, tmp_path, "is refused: it names")
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_command_in_a_pickle_of_any_protocol(tmp_path, protocol):
+    path, marker = checkpoint_of(tmp_path / "fairseq"), tmp_path / "marker"
+    path.write_bytes(pickle.dumps({"model": Command(marker)}, protocol))
+    refuse(path, tmp_path, "is refused: it names posix.system, which no checkpoint needs; nothing was run")
+
+
+def test_nobody_is_told_to_load_it_without_precautions(tmp_path):
+    path = checkpoint_of(tmp_path / "fairseq", user_dir=10**6000)
+    with pytest.raises(pickle.UnpicklingError, match="`weights_only` set to `False`"):
+        torch.load(path, weights_only=True)
+    refuse(path, tmp_path, "is no whole checkpoint of PyTorch: UnpicklingError: Unsupported operand")
+
+
 class AverageMeter:
     pass
 

@@ -133,6 +133,7 @@ WRONG = [
     ({"adaptive_input_cutoff": "30,20", "adaptive_softmax_cutoff": "30,20"}, "adaptive_input_cutoffs must rise, below vocab_size"),
     ({"adaptive_input_cutoff": "20,60", "adaptive_softmax_cutoff": "20,60"}, "adaptive_input_cutoffs must rise, below vocab_size"),
     ({"adaptive_input_cutoff": "21,40", "adaptive_softmax_cutoff": "21,40"}, "must have the shape [21, 32]"),
+    ({"adaptive_input_factor": 1e308, "adaptive_softmax_factor": 1e308}, "adaptive_input_factor must be at least 1"),
     ({"adaptive_input_factor": 64, "adaptive_softmax_factor": 64}, "adaptive_input_factor must be at least 1 and leave a dimension"),
     ({"character_embeddings": True}, "our models have no character_embeddings"),
     ({"decoder_layers": 3}, "the decoder must have 3 layers as the options say; the checkpoint has 2"),

@@ -135,6 +135,7 @@ def test_presets():
 WRONG = [
     ({"adaptive_input_cutoffs": [20, 10]}, "adaptive_input_cutoffs must rise, below vocab_size; got [20, 10], 40"),
     ({"adaptive_softmax_cutoffs": [40]}, "adaptive_softmax_cutoffs must rise, below vocab_size; got [40], 40"),
+    ({"adaptive_softmax_cutoffs": [10], "adaptive_softmax_factor": float("nan")}, "adaptive_softmax_factor must be at least 1"),
     ({"adaptive_softmax_cutoffs": [10], "adaptive_softmax_factor": 33}, "leave a dimension to the last of 2 bands of d_model 32; got 33"),
     ({"adaptive_input_cutoffs": [10], "tie_word_embeddings": True}, "tie_word_embeddings needs the same cutoffs and factor"),
     ({**ADAPTIVE, "tie_projections": True}, "tie_projections needs tie_word_embeddings"),

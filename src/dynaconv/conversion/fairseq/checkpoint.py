@@ -3,7 +3,9 @@
 import argparse
 import io
 import pickletools
+import re
 import zipfile
+from collections import deque
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -61,7 +63,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except _RefusedError as error:
         raise ValueError(f"{path} is refused: {error}") from None
     except Exception as error:  # a damaged pickle can raise anything
-        reason = str(error).split("\n", 1)[0]
+        # PyTorch's own message advises to load it without precautions, before this.
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().split("\n", 1)[0]
         raise ValueError(f"{path} is no whole checkpoint of PyTorch: {type(error).__name__}: {reason}") from error
     flags, weights = _flags(content), content.get("model") if isinstance(content, dict) else None
     if flags is None or not isinstance(weights, dict) or not all(map(_is_weight, weights.items())):
@@ -123,12 +126,16 @@ def _check_names(file: IO[bytes], pickles: int) -> None:
     """Refuse pickles that are longer than a checkpoint's, or name a class or a function which it does not need."""
     content = file.read(_LONGEST_PICKLE)
     stream = io.BytesIO(content)
+    texts: deque[str] = deque(maxlen=2)  # what STACK_GLOBAL puts together
     try:
         for _ in range(pickles):
             for opcode, argument, _ in pickletools.genops(stream):
-                if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL") and argument not in _ALLOWED:
-                    name = str(argument)[:100].replace(" ", ".")
-                    raise _RefusedError(f"it names {name}, which no checkpoint needs; nothing was run")
+                name = " ".join(texts) if opcode.name == "STACK_GLOBAL" else argument
+                if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL") and name not in _ALLOWED:
+                    shown = str(name).replace(" ", ".").encode("unicode_escape").decode()[:100]
+                    raise _RefusedError(f"it names {shown}, which no checkpoint needs; nothing was run")
+                if isinstance(argument, str):
+                    texts.append(argument)
     except ValueError as error:
         if len(content) < _LONGEST_PICKLE:
             raise
@@ -141,9 +148,15 @@ def _flags(content: Any) -> dict[str, Any] | None:
         return None
     cfg = content.get("cfg")
     found = cfg.get("model") if isinstance(cfg, dict) else content.get("args")
-    return vars(found) if isinstance(found, argparse.Namespace) else None
+    if not isinstance(found, argparse.Namespace):
+        return None
+    # Languages that fairseq took from the names of the data are options of the task only.
+    task = cfg.get("task") if isinstance(cfg, dict) else None
+    given = {name: value for name, value in vars(found).items() if value is not None}
+    return {**task, **given} if isinstance(task, dict) else given
 
 
 def _is_weight(item: tuple[object, object]) -> bool:
     name, tensor = item
-    return isinstance(name, str) and isinstance(tensor, Tensor) and tensor.dim() > 0
+    named = isinstance(name, str) and re.fullmatch(r"[\w.]{1,200}", name) is not None
+    return named and isinstance(tensor, Tensor) and tensor.dim() > 0

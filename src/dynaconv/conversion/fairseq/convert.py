@@ -16,6 +16,7 @@ from .dictionary import read_dictionary
 from .flags import Flags, language_model_config, translation_config
 from .weights import count_layers, load_weights
 
+_JOINED = "dict.joined.txt"
 _CODES = ("bpecodes", "code")  # as fairseq's hub interface looks for them
 
 
@@ -35,9 +36,9 @@ def convert(checkpoint: Path, out: Path, dicts: Path | None = None) -> Converted
     Args:
         checkpoint: a file *.pt, or a published archive (.tar.gz, .tar.bz2) with one in it.
         out: the folder to write; must not exist, or be empty.
-        dicts: the folder with dict.LANG.txt of both languages, or dict.txt of a language model, and the BPE codes of
-            subword-nmt (`bpecodes` or `code`) if there are any; None: where the checkpoint is, in the archive or
-            beside it.
+        dicts: the folder with dict.LANG.txt of both languages (dict.joined.txt can stand for both where all embeddings
+            are shared), or dict.txt of a language model, and the BPE codes of subword-nmt (`bpecodes` or `code`) if
+            there are any; None: where the checkpoint is, in the archive or beside it.
 
     Raises:
         FileExistsError: there is something in `out`.
@@ -68,7 +69,8 @@ def _convert(path: Path, dicts: Path, staged: Path) -> Converted:
     alone, layers = flags.is_language_model(), count_layers(checkpoint.weights)
     names = {"text": "dict.txt"}
     if not alone:
-        names = {side: f"dict.{language}.txt" for side, language in flags.languages().items()}
+        joined = flags.sharing() == "all" and (dicts / _JOINED).is_file()
+        names = {side: _JOINED if joined else f"dict.{name}.txt" for side, name in flags.languages().items()}
     symbols = {side: _symbols(dicts / name) for side, name in names.items()}
     if flags.sharing() == "all" and symbols["source"] != symbols["target"]:
         raise ValueError(f"the dictionaries in {dicts} must be equal: the checkpoint has one matrix for all embeddings")

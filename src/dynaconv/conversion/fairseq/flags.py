@@ -23,7 +23,8 @@ class Flags:
         value = self.values.get(name)
         if value is None:
             return default
-        if type(value) is int and (isinstance(default, float) or (isinstance(default, bool) and value in (0, 1))):
+        fits = isinstance(default, float) or (isinstance(default, bool) and value in (0, 1))
+        if fits and type(value) is int and abs(value) <= _LARGEST:
             value = type(default)(value)
         if type(value) is not type(default):
             raise ValueError(
@@ -35,7 +36,7 @@ class Flags:
         """A number of something."""
         value = self.get(name, default)
         if not 1 <= value <= _LARGEST:
-            raise ValueError(f"option {name} of the checkpoint must be from 1 to {_LARGEST}; got {value}")
+            raise ValueError(f"option {name} of the checkpoint must be from 1 to {_LARGEST}; got {reprlib.repr(value)}")
         return value
 
     def kernels(self, side: str, default: list[int], layers: int) -> list[int]:
@@ -113,7 +114,7 @@ class Flags:
         """{"source", "target"}: the languages, by which dictionaries are named."""
         found = {side: self.get(f"{side}_lang", "") for side in ("source", "target")}
         for side, language in found.items():
-            if not language or "/" in language or "\\" in language:
+            if not re.fullmatch(r"[\w.+@-]{1,100}", language):
                 raise ValueError(
                     f"option {side}_lang of the checkpoint must be a language; got {reprlib.repr(language)}"
                 )

@@ -256,7 +256,7 @@ class LightConvLMConfig(Presets, PreTrainedConfig):
             factor = getattr(self, f"{name}_factor")
             if any(end <= begin for begin, end in pairwise(ends)):
                 raise ValueError(f"{name}_cutoffs must rise, below vocab_size; got {ends[1:-1]}, {self.vocab_size}")
-            if factor < 1 or self.d_model // factor ** (len(ends) - 2) < 1:
+            if not factor >= 1 or any(factor**i > self.d_model for i in range(len(ends) - 1)):
                 raise ValueError(
                     f"{name}_factor must be at least 1 and leave a dimension to the last of {len(ends) - 1} bands of "
                     f"d_model {self.d_model}; got {factor}"
