@@ -97,13 +97,9 @@ class _Remembered(NamedTuple):
     """A call whose tensors the CPU kernels can read as they are."""
 
     convolution: cpu.Convolution
-    normalized: Callable[[Tensor], Tensor] | None
     counts_versions: bool
 
-    def __call__(self, tensors: Sequence[Any], keywords: dict[str, Any]) -> Any:
-        x, *filters = tensors
-        if self.normalized is not None:
-            filters[0] = self.normalized(filters[0])
+    def __call__(self, x: Tensor, filters: Sequence[Any], keywords: dict[str, Any]) -> Any:
         state, indices, ends = keywords.get("state"), keywords.get("state_indices"), keywords.get("cu_seqlens")
         if ends is not None:
             ends = cpu.ends_of(ends, x)
@@ -124,18 +120,14 @@ class _Trained(NamedTuple):
     """A call with gradients, whose tensors the CPU kernels serve."""
 
     operator: Operator
-    normalized: Callable[[Tensor], Tensor] | None
-    call: Call
+    options: Options
+    final: int | None
+    """Inputs of the final state, where it is returned."""
 
-    def __call__(self, tensors: Sequence[Any], keywords: dict[str, Any]) -> Any:
-        x, *filters = tensors
-        if self.normalized is not None:
-            filters[0] = self.normalized(filters[0])
+    def __call__(self, x: Tensor, filters: Sequence[Any], keywords: dict[str, Any]) -> Any:
         past, ends = keywords.get("initial_state"), keywords.get("cu_seqlens")
-        y = _forward(self.operator, (x, *filters, keywords.get("bias"), past), ends, self.call.options, "cpu", True)
-        if not self.call.return_final_state:
-            return y
-        return y, final_states(x, past, self.call.width - 1, ends)
+        y = _forward(self.operator, (x, *filters, keywords.get("bias"), past), ends, self.options, "cpu", True)
+        return y if self.final is None else (y, final_states(x, past, self.final, ends))
 
 
 def run(
@@ -152,12 +144,13 @@ def run(
         tensors: x and the filters.
     """
     key = _key(operator, normalized, tensors, keywords) if nothing_looks() else None
-    if key is not None and (remembered := _remembered.get(key)) is not None:
-        return remembered(tensors, keywords)
-    call = validate(*tensors, **keywords)
+    remembered = None if key is None else _remembered.get(key)
+    call: Any = validate(*tensors, **keywords) if remembered is None else None
     x, *filters = tensors
     if normalized is not None:
         filters[0] = normalized(filters[0])
+    if remembered is not None:
+        return remembered(x, filters, keywords)
     given = (x, *filters, call.bias, call.initial_state, call.buffer)
     trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
     if call.buffer is not None and trained:
@@ -167,13 +160,12 @@ def run(
         )
     name = choose(_forced.backend, x, given[1:])
     if key is not None and name == "cpu" and are_plain((*given, call.cu_seqlens, call.indices)):
-        remembered = _remember(operator, call, x, filters, normalized, trained)
+        remembered = _remember(operator, call, x, filters, trained)
         if remembered is not None:
             if len(_remembered) >= _KEPT:
                 _remembered.clear()
             _remembered[key] = remembered
-            if not trained:  # otherwise the filters would be normalised once more, which autograd would record
-                return remembered(tensors, keywords)
+            return remembered(x, filters, keywords)
     past = call.past()
     y = _forward(operator, (x, *filters, call.bias, past), call.cu_seqlens, call.options, name, trained)
     final = final_states(x, past, call.width - 1, call.cu_seqlens) if call.return_final_state else None
@@ -201,13 +193,11 @@ def _forward(
 
 
 def _remember(
-    operator: Operator, call: Call, x: Tensor, filters: Sequence[Any],
-    normalized: Callable[[Tensor], Tensor] | None, trained: bool,
-) -> "_Remembered | _Trained | None":  # fmt: skip
-    """What serves all calls like this one, on the CPU kernels."""
+    operator: Operator, call: Call, x: Tensor, filters: Sequence[Any], trained: bool
+) -> "_Remembered | _Trained | None":
+    """What serves all calls like this one, on the CPU kernels; it keeps no tensor alive."""
     if trained:
-        # Without its tensors, which nothing may keep alive.
-        return _Trained(operator, normalized, Call(call.options, call.width, None, None, None, call.return_final_state))
+        return _Trained(operator, call.options, call.width - 1 if call.return_final_state else None)
     dtype, buffer = compute_dtype(x, *filters, call.bias), call.buffer
     before = call.initial_state if buffer is None else buffer
     if call.return_final_state or x.numel() == 0 or not cpu.prepared(x, call.bias, before, dtype):
@@ -218,7 +208,7 @@ def _remember(
     convolution = cpu.Convolution(
         operator.name, x, filters, call.initial_state, sequences, call.options, dtype, buffer=buffer
     )
-    return _Remembered(convolution, normalized, buffer is not None and not buffer.is_inference())
+    return _Remembered(convolution, buffer is not None and not buffer.is_inference())
 
 
 def _key(

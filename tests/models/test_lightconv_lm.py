@@ -40,6 +40,15 @@ def make_model(**options):
     return LightConvForCausalLM(LightConvLMConfig(**{**sizes, **options})).eval()
 
 
+@torch.no_grad()
+def test_assisted_generation():
+    """The assistant's states are taken back where its tokens are refused."""
+    model, assistant = make_model(vocab_size=50), make_model(vocab_size=50, decoder_layers=1, decoder_kernel_sizes=[3])
+    ids = IDS[:1]
+    expected = model.generate(ids, max_new_tokens=12, do_sample=False)
+    assert torch.equal(model.generate(ids, max_new_tokens=12, do_sample=False, assistant_model=assistant), expected)
+
+
 @pytest.mark.parametrize("mixer", ["dynamic", "lightweight", "attention"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()

@@ -65,8 +65,8 @@ def generation(batch: int, rounds: int, bar: tqdm, tokens: int = 32) -> dict[str
         "min_new_tokens": tokens,
         "do_sample": False,
         "pad_token_id": 0,
+        "attention_mask": torch.ones_like(ids),
     }
-    options["attention_mask"] = torch.ones_like(ids)
     runs: dict[str, Callable[[], Any]] = {
         name: partial(model.eval().generate, ids, **options) for name, model in models.items()
     }

@@ -35,7 +35,7 @@ template <class I, class S> void convolve(const Call& call) {
     if (whole && reads_in_place(call, block)) {
       const Window<I> x(call, call.x, call.past, block, block.first - call.left, count + W - 1);
       Scratch<C> own(4 * H * W);
-      const auto head = [&](auto added, i64 first, i64 h) {
+      const auto head = [&](i64 first, i64 h) {
         for_rows<4, 2, C>(std::min<i64>(4, count - first), h * size, (h + 1) * size, [&](auto tokens, auto vectors, i64 t, i64 d) {
             const C* filter = own + (t * H + h) * W;
             Vec<C> z[tokens][vectors] = {};
@@ -44,7 +44,7 @@ template <class I, class S> void convolve(const Call& call) {
               each(vectors, [&](auto v) INLINE {
                 each(tokens, [&](auto a) INLINE { z[a][v] += broadcast(filter[a * H * W + w]) * input(w, a, v); });
               });
-            if constexpr (added)
+            if (taps.given)
               for (i64 w = 0; w < W; ++w)
                 each(vectors, [&](auto v) INLINE {
                   const Vec<C> s = taps.tap(taps.at(d + v * L), w);
@@ -58,7 +58,7 @@ template <class I, class S> void convolve(const Call& call) {
       for (i64 first = 0; first < count; first += 4) {
         for (i64 t = first; t < std::min(count, first + 4); ++t)
           fill_filters<C>(own + (t - first) * H * W, call, block, block.first + t, 0, H);
-        for (i64 h = 0; h < H; ++h) taps.given ? head(Constant<1>{}, first, h) : head(Constant<0>{}, first, h);
+        for (i64 h = 0; h < H; ++h) head(first, h);
       }
       return;
     }

@@ -50,13 +50,9 @@ def _of_sequence(tensor: Tensor | None, dims: str, n: int, start: int, end: int)
 
 
 def gradients(
-    operator: Operator,
-    grad: Tensor,
-    tensors: Tensors,
-    cu_seqlens: Tensor | None,
-    options: Options,
+    operator: Operator, grad: Tensor, tensors: Tensors, cu_seqlens: Tensor | None, options: Options,
     needed: Sequence[bool],
-):
+) -> list[Tensor | None]:  # fmt: skip
     """The gradients of the tensors that need one, from that of the output, below autograd as well."""
     places = [n for n, (tensor, need) in enumerate(zip(tensors, needed, strict=True)) if tensor is not None and need]
 

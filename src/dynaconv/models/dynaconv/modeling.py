@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, GenerationMixin, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 from transformers import initialization as init
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.olmoe.modeling_olmoe import OlmoeExperts, OlmoeTopKRouter, load_balancing_loss_func
@@ -21,13 +21,13 @@ from ...nn.shortconv import FilterProjection
 from ..huggingface import (
     CACHE,
     CACHE_NAMES,
+    DecoderGenerationMixin,
     MoeCausalLMOutputWithPast,
     MoeModelOutputWithPast,
     attach_decoder_states,
     check_arguments,
     create_causal_mask,
     decoder_cache,
-    find_cache,
     find_sequences,
     note_version,
     one_cache,
@@ -181,7 +181,7 @@ class DynaConvModel(DynaConvPreTrainedModel):
         return output(MoeModelOutputWithPast, cache, last_hidden_state=self.norm(x))
 
 
-class DynaConvForCausalLM(DynaConvPreTrainedModel, GenerationMixin):
+class DynaConvForCausalLM(DynaConvPreTrainedModel, DecoderGenerationMixin):
     """Decoder-only language model with short convolutions.
 
     Example:
@@ -277,18 +277,6 @@ class DynaConvForCausalLM(DynaConvPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             router_logits=outputs.router_logits,
         )
-
-    # pyrefly: ignore [bad-override]  (positional arguments are passed on by position)
-    def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
-        prepare: Any = super()._prepare_cache_for_generation
-        prepare(generation_config, model_kwargs, *args, **kwargs)
-        cache = find_cache(model_kwargs)
-        if cache is not None:
-            attach_decoder_states(cache, self.model.attention)
-            if generation_config.is_assistant:
-                cache.activate_past_recording()
 
 
 def _positions(x: Tensor, cache: Cache | None, cu_seqlens: Tensor | None) -> Tensor:

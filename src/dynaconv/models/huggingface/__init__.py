@@ -8,6 +8,7 @@
 from .caches import (
     ConvolvedLayer,
     ConvStateLayer,
+    DecoderGenerationMixin,
     TokenCounter,
     attach_decoder_states,
     attach_seq2seq_states,
@@ -39,6 +40,7 @@ __all__ = [
     "CausalLMOutputWithPast",
     "ConvStateLayer",
     "ConvolvedLayer",
+    "DecoderGenerationMixin",
     "MoeCausalLMOutputWithPast",
     "MoeModelOutputWithPast",
     "Seq2SeqLMOutput",

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationMixin
 from transformers.cache_utils import (
     Cache,
     CacheLayerMixin,
@@ -21,7 +22,7 @@ from transformers.cache_utils import (
 )
 
 from ...nn import StreamStates
-from .names import CACHE
+from .names import CACHE, find_cache
 
 
 class ConvolvedLayer(StreamStates):
@@ -237,6 +238,24 @@ def attach_decoder_states(cache: Any, attention: Sequence[bool]) -> None:
         states = attach_states(cache, index)
         if not has and not isinstance(states, TokenCounter):
             cache.layers[index] = ConvStateLayer(static)
+
+
+class DecoderGenerationMixin(GenerationMixin):
+    """`generate()` of a language model whose `model` says in `attention` which of its layers have attention."""
+
+    model: Any
+
+    # pyrefly: ignore [bad-override]  (positional arguments are passed on by position)
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        prepare: Any = super()._prepare_cache_for_generation
+        prepare(generation_config, model_kwargs, *args, **kwargs)
+        cache = find_cache(model_kwargs)
+        if cache is not None:
+            attach_decoder_states(cache, self.model.attention)
+            if generation_config.is_assistant:
+                cache.activate_past_recording()
 
 
 def attach_seq2seq_states(cache: Any, attention: Sequence[bool]) -> None:

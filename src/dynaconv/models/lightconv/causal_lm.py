@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Cache, GenerationMixin
+from transformers import Cache
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -13,10 +13,10 @@ from ..huggingface import (
     CACHE,
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
+    DecoderGenerationMixin,
     attach_decoder_states,
     check_arguments,
     decoder_cache,
-    find_cache,
     one_cache,
     output,
 )
@@ -56,14 +56,6 @@ class LightConvLMModel(LightConvLMPreTrainedModel):
         self.layers = nn.ModuleList(LanguageModelLayer(config, i) for i in range(config.decoder_layers))
         self.attention = [config.decoder_mixer == "attention"] * config.decoder_layers
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embedding."""
-        return self.embeddings.tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embedding."""
-        self.embeddings.tokens = value
 
     @capture_outputs
     def forward(
@@ -111,7 +103,7 @@ class LightConvLMModel(LightConvLMPreTrainedModel):
         return output(BaseModelOutputWithPast, cache, last_hidden_state=x)
 
 
-class LightConvForCausalLM(LightConvLMPreTrainedModel, GenerationMixin):
+class LightConvForCausalLM(LightConvLMPreTrainedModel, DecoderGenerationMixin):
     """Decoder-only language model with lightweight or dynamic convolutions; adaptive input and softmax.
 
     Example:
@@ -140,18 +132,6 @@ class LightConvForCausalLM(LightConvLMPreTrainedModel, GenerationMixin):
             nn.init.normal_(module.weight, std=self.config.d_model**-0.5)
         else:
             super()._init_weights(module)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embedding."""
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embedding."""
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The output layer."""
-        return self.lm_head
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resize the vocabulary; raises ValueError where it is in bands."""
@@ -203,27 +183,22 @@ class LightConvForCausalLM(LightConvLMPreTrainedModel, GenerationMixin):
         )
         x, loss, logits = outputs.last_hidden_state, None, None
         head: Any = self.lm_head
-        adaptive = isinstance(head, AdaptiveSoftmax)
-        if shifted is None or not (adaptive and self.training):
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        if shifted is None:
             logits = head(x[:, kept])
-        if shifted is not None:
-            if adaptive:
-                loss = head.loss(x.flatten(0, 1), shifted.flatten())
-            else:
-                loss = F.cross_entropy(head(x).float().flatten(0, 1), shifted.flatten(), reduction="sum")
+        elif isinstance(head, AdaptiveSoftmax):
+            loss = head.loss(x.flatten(0, 1), shifted.flatten())
+            logits = None if self.training else head(x[:, kept])
+        else:
+            whole = head(x)
+            loss, logits = (
+                F.cross_entropy(whole.float().flatten(0, 1), shifted.flatten(), reduction="sum"),
+                whole[:, kept],
+            )
+        if loss is not None:
             loss = loss / ((shifted != -100).sum() if items is None else items)
         rest = {key: value for key, value in outputs.items() if key not in ("last_hidden_state", CACHE)}
         return output(CausalLMOutputWithPast, getattr(outputs, CACHE), loss=loss, logits=logits, **rest)
-
-    # pyrefly: ignore [bad-override]  (positional arguments are passed on by position)
-    def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
-        prepare: Any = super()._prepare_cache_for_generation
-        prepare(generation_config, model_kwargs, *args, **kwargs)
-        if (cache := find_cache(model_kwargs)) is not None:
-            attach_decoder_states(cache, self.model.attention)
 
 
 def _tied(config: LightConvLMConfig) -> dict[str, str]:

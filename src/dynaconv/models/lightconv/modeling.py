@@ -158,18 +158,6 @@ class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixi
         """The encoder."""
         return self.model.encoder
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The source token embedding."""
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the source token embedding."""
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Linear:
-        """The output layer."""
-        return self.lm_head
-
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resize the vocabulary; raises ValueError where source and target do not share one."""
         if new_num_tokens is not None and self.config.share_embeddings != "all":

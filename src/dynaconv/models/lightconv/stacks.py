@@ -25,6 +25,7 @@ class LightConvPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["EncoderLayer", "DecoderLayer"]  # noqa: RUF012
     _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
     _supports_sdpa = True
+    _input_embed_layer = "tokens"  # of `embeddings`
 
     # transformers guesses from the source of this file, and what it looks for is in another.
     @classmethod
@@ -75,10 +76,6 @@ class LightConvEncoder(LightConvPreTrainedModel):
         self.norm = nn.LayerNorm(config.d_model) if config.normalize_before else nn.Identity()
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embedding."""
-        return self.embeddings.tokens
-
     @capture_outputs
     def forward(
         self,
@@ -122,10 +119,6 @@ class LightConvDecoder(LightConvPreTrainedModel):
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.decoder_layers))
         self.norm = nn.LayerNorm(config.d_model) if config.normalize_before else nn.Identity()
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embedding."""
-        return self.embeddings.tokens
 
     @capture_outputs
     def forward(
