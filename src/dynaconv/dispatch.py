@@ -24,7 +24,8 @@ from .kernels.sequences import final_states, next_states
 
 
 class _Forced(threading.local):
-    backend: str | None = None
+    def __init__(self):  # in each thread; an attribute of the class would become another under torch.compile
+        self.backend: str | None = None
 
 
 _forced = _Forced()

@@ -92,7 +92,7 @@ template <class F> void for_each(i64 count, i64 cost, const F& function) {
   const Body body = [](i64 begin, i64 end, void* context) {
     for (i64 i = begin; i < end; ++i) (*static_cast<const F*>(context))(i);
   };
-  constexpr i64 WORTH = 1 << 17;  // operations that pay for waking a thread
+  constexpr i64 WORTH = 1 << 14;  // operations that pay for waking a thread
   void* context = const_cast<F*>(&function);
   if (count < 2 || count * cost < 2 * WORTH || parallel_for == nullptr)
     body(0, count, context);

@@ -36,7 +36,7 @@ template <class I, class S> void convolve(const Call& call) {
       const Window<I> x(call, call.x, call.past, block, block.first - call.left, count + W - 1);
       Scratch<C> own(4 * H * W);
       const auto head = [&](i64 first, i64 h) {
-        for_rows<4, 2, C>(std::min<i64>(4, count - first), h * size, (h + 1) * size, [&](auto tokens, auto vectors, i64 t, i64 d) {
+        for_rows<1, 4, C>(std::min<i64>(4, count - first), h * size, (h + 1) * size, [&](auto tokens, auto vectors, i64 t, i64 d) {
             const C* filter = own + (t * H + h) * W;
             Vec<C> z[tokens][vectors] = {};
             const auto input = [&](i64 w, int a, int v) INLINE { return load(x.rows[first + t + a + w] + d + v * L); };
