@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 import dynaconv
@@ -227,12 +228,39 @@ def test_autocast_with_master_weights(kind):
     torch.testing.assert_close((y, gradients), expected, rtol=2**-7, atol=2**-7)
 
 
-def test_several_threads_at_once():
-    problem = Problem("lowrank", 4, 300, 4, 16, 7)
-    expected = problem.run("cpu")
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda _: Problem("lowrank", 4, 300, 4, 16, 7).run("cpu"), range(20)))
-    assert all(torch.equal(result[name], expected[name]) for result in results for name in expected)
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_many_threads_at_once(kind):
+    def run(seed):  # a problem draws its inputs when it runs
+        return Problem(kind, 4, 300, 4, 16, 7, seed=seed).run("cpu")
+
+    expected = [run(seed) for seed in range(3)]
+    with ThreadPoolExecutor(32) as pool:
+        results = list(pool.map(lambda n: run(n % 3), range(96)))
+    assert all(
+        torch.equal(value, expected[n % 3][name]) for n, result in enumerate(results) for name, value in result.items()
+    )
+
+
+def test_workers_of_a_data_loader():
+    """Forked, behind calls of their parent on all threads; each has one thread of its own."""
+    x, filters = torch.randn(8, 300, 64), torch.randn(64, 4)
+    expected = dynaconv.static_conv(x, filters)
+    rows = DataLoader(list(x), num_workers=2, batch_size=2, multiprocessing_context="fork",
+                      collate_fn=lambda rows: dynaconv.static_conv(torch.stack(rows), filters))  # fmt: skip
+    assert torch.equal(torch.cat(list(rows)), expected)
+
+
+def test_an_implementation_is_forced_inside_a_compiled_function():
+    """Again and again: what forces it must not invalidate what was compiled."""
+
+    def function(x, filters):
+        with dynaconv.backend("reference"):
+            return dynaconv.static_conv(x, filters)
+
+    x, filters = torch.randn(2, 9, 12), torch.randn(12, 4)
+    compiled = torch.compile(function, backend="eager")
+    for _ in range(3):
+        torch.testing.assert_close(compiled(x, filters), function(x, filters))
 
 
 def test_forked_child():
