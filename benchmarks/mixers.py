@@ -24,6 +24,7 @@ from dynaconv.data.batching import Seq2SeqCollator, TokenBatchSampler
 from dynaconv.tasks.translation.corpus import Corpus, prepare
 from dynaconv.tasks.translation.evaluation import evaluate
 from dynaconv.tasks.translation.recipe import Recipe
+from dynaconv.tasks.translation.test_sets import EvaluationSet
 from dynaconv.tasks.translation.translator import Translator
 from dynaconv.training.curves import plot_curves
 from dynaconv.training.recipe import load_recipe
@@ -77,7 +78,9 @@ def main() -> None:
     text = corpus.text["test"]
     results = {}
     for name, translator in translators.items():
-        scores = evaluate(translator, text, language=recipe.data.target_lang, beams=4)["scores"]
+        scores = evaluate(
+            translator, EvaluationSet(text["source"], [text["target"]]), language=recipe.data.target_lang, beams=4
+        )["scores"]
         losses = [entry["eval_loss"] for entry in histories[name] if "eval_loss" in entry]
         results[name] = {"parameters": models[name].num_parameters(), "validation loss": losses[-1], "scores": scores}
     decoding = decoding_speed(translators, text["source"][:300], 3)

@@ -17,8 +17,26 @@ except ModuleNotFoundError as missing:
 from .tasks import TASKS
 
 
-@dataclass
-class Translate:
+@dataclass(kw_only=True)
+class _Decoding:
+    beams: int = 4
+    """Width of the beam; 1: greedy."""
+    length_penalty: float = 1.0
+    """Score = log-probability / length ** length_penalty."""
+    no_repeat_ngram_size: int = 0
+    """No translation has so many tokens in a row twice; 0: all may repeat."""
+    min_length: int = 0
+    """Tokens of a translation at least; 0: as the model's generation configuration says."""
+    max_length: int = 0
+    """Tokens of a translation at most; 0: twice those of the source and 20."""
+    max_tokens: int = 4000
+    """Batch size: source tokens x beams."""
+    device: str | None = None
+    """Such as cpu or cuda; default: a GPU if there is one."""
+
+
+@dataclass(kw_only=True)
+class Translate(_Decoding):
     """Translate lines of text, from files or standard input to standard output.
 
     Every line of input gives one line of output, in order; with --nbest N it gives N lines of line number, score and
@@ -32,40 +50,58 @@ class Translate:
     """Folder of a run, or of a checkpoint in it."""
     files: Positional[tuple[Path, ...]] = ()
     """Text in UTF-8; none: standard input."""
-    beams: int = 4
-    """Width of the beam; 1: greedy."""
-    length_penalty: float = 1.0
-    """Score = log-probability / length ** length_penalty."""
     nbest: int = 1
     """Translations per line."""
+    prefix: str = ""
+    """Whole words with which every translation begins."""
+
+
+@dataclass
+class Score:
+    """Print the log-probability of given translations, and the number of their tokens, for reranking.
+
+    Every line of input is a source, a tab and a translation; every line of output the natural logarithm of the
+    probability of the translation and its end, a tab and how many tokens these are.
+
+    Example: dynaconv score runs/demo runs/demo/test.tsv
+    """
+
+    model: Positional[Path]
+    """Folder of a run, or of a checkpoint in it."""
+    files: Positional[tuple[Path, ...]] = ()
+    """Text in UTF-8; none: standard input."""
     max_tokens: int = 4000
-    """Batch size: source tokens x beams."""
+    """Batch size: tokens of the longer side."""
     device: str | None = None
     """Such as cpu or cuda; default: a GPU if there is one."""
 
 
-@dataclass
-class Evaluate:
+@dataclass(kw_only=True)
+class Evaluate(_Decoding):
     """Score a model on a test set: sacreBLEU, chrF, and tokenized BLEU as in Wu et al. 2019.
 
     Example: dynaconv evaluate runs/demo runs/demo/test.tsv --json scores.json
+    Example: dynaconv evaluate runs/wmt wmt14/full --format sacrebleu --baseline other_system.txt
     """
 
     model: Positional[Path]
     """Folder of a run, or of a checkpoint in it."""
     data: Positional[str]
     """The test set, as in a recipe's data section: a TSV file, or what --format says."""
-    format: Literal["tsv", "text", "huggingface"] = "tsv"
+    format: Literal["tsv", "text", "huggingface", "sacrebleu"] = "tsv"
+    """sacrebleu: a published test set by its name, such as wmt14/full, with all its references."""
     source_lang: str | None = None
     """Default: the language of the model's recipe."""
     target_lang: str | None = None
     """The same; decides how BLEU cuts words."""
     source_column: int = 0
     target_column: int = 1
-    beams: int = 4
-    length_penalty: float = 1.0
-    max_tokens: int = 4000
-    """Batch size: source tokens x beams."""
+    references: tuple[Path, ...] = ()
+    """Files with more references, one in each line."""
+    baseline: Path | None = None
+    """Translations of another system, one in each line: how sure a difference is, by a paired bootstrap."""
+    tuned: Annotated[bool, arg(name="tune")] = False
+    """Try length penalties from 0 to 2 and take the best: for a validation set; give what it found for the test set."""
     lowercase: bool | None = None
     """Compare lower-cased text; default: where the model's recipe lower-cases."""
     compound_split: bool = False
@@ -76,7 +112,6 @@ class Evaluate:
     """Write the translations here, one per line."""
     samples: int = 0
     """Show this many sentences with reference and translation."""
-    device: str | None = None
 
 
 @dataclass
@@ -150,6 +185,7 @@ _COMMANDS = {
     "train": "train a model from a recipe",
     "translate": "translate lines of text with a trained model",
     "evaluate": "score a trained model on a test set",
+    "score": "print log-probabilities of given translations",
     "data": "prepare the data of a recipe and describe it",
     "convert-fairseq": "turn a model of fairseq into one of ours",
     "bench": "time the operators beside their alternatives and a plain copy",
@@ -175,6 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
                 "train": _train,
                 "translate": _translate,
                 "evaluate": _evaluate,
+                "score": _score,
                 "data": _data,
                 "convert-fairseq": _convert_fairseq,
                 "bench": _bench,
@@ -264,6 +301,13 @@ def _translate(arguments: list[str]) -> None:
     from .tasks.translation.report import translate_files
 
     translate_files(**vars(options))
+
+
+def _score(arguments: list[str]) -> None:
+    options = tyro.cli(Score, prog="dynaconv score", args=arguments)
+    from .tasks.translation.report import score_files
+
+    score_files(**vars(options))
 
 
 def _evaluate(arguments: list[str]) -> None:

@@ -24,19 +24,30 @@ class Search:
         length_penalty: exponent of the length in the score; above 1 favours long hypotheses.
         nbest: hypotheses per sequence, at most `beams`.
         max_tokens: batch size, source tokens x beams.
+        no_repeat_ngram_size: no hypothesis has n tokens in a row that it has had before; 0: all may repeat.
+        min_length: tokens before the end of sequence; 0: as many as the model's generation configuration says.
+        max_length: tokens with the end of sequence; 0: twice those of the source and 20.
 
     Raises:
-        ValueError: fewer beams than hypotheses wanted.
+        ValueError: fewer beams than hypotheses wanted, a negative size, or a maximum below the minimum.
     """
 
     beams: int = 4
     length_penalty: float = 1.0
     nbest: int = 1
     max_tokens: int = 4000
+    no_repeat_ngram_size: int = 0
+    min_length: int = 0
+    max_length: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.nbest <= self.beams:
             raise ValueError(f"nbest must be in 1..beams; got nbest = {self.nbest}, beams = {self.beams}")
+        for name in ("no_repeat_ngram_size", "min_length", "max_length"):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"{name} must be 0 or more; got {value}")
+        if self.max_length and self.max_length <= self.min_length:
+            raise ValueError(f"max_length must be above min_length = {self.min_length}; got {self.max_length}")
 
     @property
     def batch_tokens(self) -> int:
@@ -49,6 +60,7 @@ def search_sorted(
     sources: Sequence[list[int]],
     tokenizers: dict[str, PreTrainedTokenizerBase],
     search: Search,
+    prefixes: Sequence[list[int]] | None = None,
 ) -> Iterator[tuple[int, list[Hypothesis]]]:
     """The best hypotheses for every sequence, best first, in the order in which they are found.
 
@@ -59,12 +71,15 @@ def search_sorted(
         sources: token ids.
         tokenizers: {"source", "target"}.
         search: the options.
+        prefixes: token ids with which the hypotheses for each sequence begin; they are part of text and score.
 
     Yields:
         index of a sequence and its `search.nbest` hypotheses.
     """
     for batch in sorted_batches([len(source) for source in sources], search.batch_tokens):
-        yield from zip(batch, _search_batch(model, [sources[i] for i in batch], tokenizers, search), strict=True)
+        begun = [prefixes[i] if prefixes else [] for i in batch]
+        found = _search_batch(model, [sources[i] for i in batch], begun, tokenizers, search)
+        yield from zip(batch, found, strict=True)
 
 
 def sorted_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -89,13 +104,29 @@ class _LengthLimits(StoppingCriteria):
         return limits < input_ids.shape[1]  # the first token only starts the sequence
 
 
+def _begin_with(prefixes: list[list[int]], vocabulary: torch.Tensor) -> dict[str, Any]:
+    """Arguments of `generate()` for hypotheses that begin so."""
+
+    def allowed(sequence: int, ids: torch.Tensor) -> Any:
+        prefix, step = prefixes[sequence], len(ids) - 1  # the first token only starts the sequence
+        return prefix[step : step + 1] if step < len(prefix) else vocabulary
+
+    return {"prefix_allowed_tokens_fn": allowed} if any(prefixes) else {}
+
+
 @torch.inference_mode()
 def _search_batch(
-    model: Any, batch: list[list[int]], tokenizers: dict[str, PreTrainedTokenizerBase], search: Search
-) -> list[list[Hypothesis]]:
+    model: Any, batch: list[list[int]], prefixes: list[list[int]], tokenizers: dict[str, PreTrainedTokenizerBase],
+    search: Search,
+) -> list[list[Hypothesis]]:  # fmt: skip
     padded = tokenizers["source"].pad({"input_ids": batch}, return_tensors="pt").to(model.device)
-    limits = [min(2 * len(ids) + 20, model.config.max_target_positions - 1) for ids in batch]
+    longest = model.config.max_target_positions - 1
+    limits = [
+        min(search.max_length or 2 * len(ids) + 20 + len(prefix), longest)
+        for ids, prefix in zip(batch, prefixes, strict=True)
+    ]
     stop = _LengthLimits(torch.tensor(limits, device=model.device))
+    constraints = {"no_repeat_ngram_size": search.no_repeat_ngram_size, "min_new_tokens": search.min_length}
     output = model.generate(
         **{name: padded[name] for name in ("input_ids", "attention_mask")},
         num_beams=search.beams,
@@ -103,6 +134,8 @@ def _search_batch(
         length_penalty=search.length_penalty,
         do_sample=False,
         max_new_tokens=max(limits),
+        **{name: value for name, value in constraints.items() if value},
+        **_begin_with(prefixes, torch.arange(model.config.vocab_size, device=model.device)),
         stopping_criteria=StoppingCriteriaList([stop]),
         return_dict_in_generate=True,
         output_scores=search.beams > 1,

@@ -144,14 +144,14 @@ def test_evaluate(toy_run, tmp_path, cache):
 
 def test_scores():
     references = ["The well-known cat sat on the mat.", "Dogs bark at night, too."]
-    same = score(references, references, language="en", compound_split=True)
+    same = score(references, [references], language="en", compound_split=True)
     assert {name: entry["score"] for name, entry in same.items()} == {"BLEU": 100, "chrF": 100, "tokenized BLEU": 100}
     upper = [line.upper() for line in references]
-    assert score(upper, references, language="en", lowercase=True)["BLEU"]["score"] == 100
-    assert score(upper, references, language="en")["BLEU"]["score"] < 50
+    assert score(upper, [references], language="en", lowercase=True)["BLEU"]["score"] == 100
+    assert score(upper, [references], language="en")["BLEU"]["score"] < 50
 
 
-@pytest.mark.parametrize("command", ["train", "translate", "evaluate", "data"])
+@pytest.mark.parametrize("command", ["train", "translate", "evaluate", "score", "data"])
 def test_help_shows_an_example(command, cache):
     result = run_cli(command, "--help", cache=cache)
     assert result.returncode == 0

@@ -1,13 +1,19 @@
 """`dynaconv evaluate`: BLEU and chrF of a model on a test set."""
 
+import logging
 import re
 import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.significance import PairedTest
 
-from ...data.text import Text
+from .test_sets import EvaluationSet
 from .translator import Translator
+
+logger = logging.getLogger("dynaconv")
+RESAMPLES = 1000  # of the sentences, for a paired bootstrap
 
 
 def bleu_score(hypotheses: list[str], references: list[str], *, language: str, lowercase: bool = False) -> float:
@@ -17,7 +23,7 @@ def bleu_score(hypotheses: list[str], references: list[str], *, language: str, l
 
 def score(
     hypotheses: list[str],
-    references: list[str],
+    references: Sequence[list[str]],
     *,
     language: str,
     lowercase: bool = False,
@@ -27,7 +33,7 @@ def score(
 
     Args:
         hypotheses: translations.
-        references: one reference each.
+        references: lists of references, each with one for every translation.
         language: of the target, for sacreBLEU's and the Moses tokenizer.
         lowercase: compare lower-cased text (the 2019 paper's IWSLT numbers).
         compound_split: split words at hyphens before tokenized BLEU (the paper's WMT numbers; adds about 0.7 BLEU).
@@ -35,28 +41,69 @@ def score(
     Returns:
         {metric: {"score": 0..100, "signature": how it was computed}}.
     """
-    bleu, chrf = BLEU(lowercase=lowercase, trg_lang=language), CHRF(lowercase=lowercase)
     results = {}
-    for name, metric in (("BLEU", bleu), ("chrF", chrf)):
+    for name, metric in _metrics(language, lowercase).items():
         results[name] = {
-            "score": round(metric.corpus_score(hypotheses, [references]).score, 2),
+            "score": round(metric.corpus_score(hypotheses, references).score, 2),
             "signature": str(metric.get_signature()),
         }
     tokenized = BLEU(tokenize="none", force=True, smooth_method="none", lowercase=lowercase)
-    sides = [_tokenize(side, language, compound_split) for side in (hypotheses, references)]
+    ours, *theirs = [_tokenize(side, language, compound_split) for side in (hypotheses, *references)]
     results["tokenized BLEU"] = {
-        "score": round(tokenized.corpus_score(sides[0], [sides[1]]).score, 2),
+        "score": round(tokenized.corpus_score(ours, theirs).score, 2),
         "signature": f"multi-bleu, Moses tokens ({language})" + (", compounds split" if compound_split else ""),
     }
     return results
 
 
-def evaluate(translator: Translator, text: Text, *, language: str, **options: Any) -> dict[str, Any]:
+def compare(
+    hypotheses: list[str], baseline: list[str], references: Sequence[list[str]], *, language: str,
+    lowercase: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """How sure it is that translations are better or worse than those of a baseline: a paired bootstrap (Koehn 2004).
+
+    Returns:
+        {metric: {"baseline", "score": 0..100, "p": of no difference}}.
+    """
+    systems: list[tuple[str, Sequence[str]]] = [("baseline", baseline), ("ours", hypotheses)]
+    metrics = _metrics(language, lowercase, references=references)
+    _, results = PairedTest(systems, metrics, references=None, test_type="bs", n_samples=RESAMPLES)()
+    found: Any = [results[result] for result in results if result != "System"]  # in the order of the metrics
+    return {
+        name: {"baseline": round(theirs.score, 2), "score": round(ours.score, 2), "p": round(ours.p_value, 4)}
+        for name, (theirs, ours) in zip(metrics, found, strict=True)
+    }
+
+
+def tune(
+    translator: Translator, test: EvaluationSet, penalties: Iterable[float], *, language: str, lowercase: bool = False,
+    **search: Any,
+) -> dict[float, float]:  # fmt: skip
+    """BLEU of a validation set for each length penalty; the rest of the search is the same.
+
+    Args:
+        translator: the model.
+        test: the validation set, which must not be what is reported on.
+        penalties: exponents to try.
+        language: of the target.
+        lowercase: compare lower-cased text.
+        **search: the other options of :meth:`Translator.translate`.
+    """
+    scores = {}
+    for penalty in penalties:
+        found = translator.translate(test.sources, progress=True, length_penalty=penalty, **search)
+        metric = BLEU(lowercase=lowercase, trg_lang=language)
+        scores[penalty] = metric.corpus_score([best[0].text for best in found], test.references).score
+        logger.info("length penalty %.1f: %.2f BLEU", penalty, scores[penalty])
+    return scores
+
+
+def evaluate(translator: Translator, test: EvaluationSet, *, language: str, **options: Any) -> dict[str, Any]:
     """Translate a test set and score it.
 
     Args:
         translator: the model.
-        text: the test set.
+        test: the test set.
         language: of the target.
         **options: `lowercase` and `compound_split` for :func:`score`, the rest for :meth:`Translator.translate`.
 
@@ -65,14 +112,21 @@ def evaluate(translator: Translator, text: Text, *, language: str, **options: An
     """
     scoring = {name: options.pop(name) for name in ("lowercase", "compound_split") if name in options}
     started = time.perf_counter()
-    hypotheses = [best[0].text for best in translator.translate(text["source"], progress=True, **options)]
+    hypotheses = [best[0].text for best in translator.translate(test.sources, progress=True, **options)]
     seconds = time.perf_counter() - started
     return {
-        "scores": score(hypotheses, text["target"], language=language, **scoring),
+        "scores": score(hypotheses, test.references, language=language, **scoring),
         "hypotheses": hypotheses,
         "sentences": len(hypotheses),
         "seconds": round(seconds, 2),
         "sentences_per_second": round(len(hypotheses) / seconds, 2),
+    }
+
+
+def _metrics(language: str, lowercase: bool, **options: Any) -> dict[str, Any]:
+    return {
+        "BLEU": BLEU(lowercase=lowercase, trg_lang=language, **options),
+        "chrF": CHRF(lowercase=lowercase, **options),
     }
 
 

@@ -15,12 +15,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ...data.lines import count_lines, read_lines
 from ...training.recipe import load_recipe
-from .corpus import SPLITS, DataConfig, prepare, read_parallel
-from .evaluation import evaluate
+from .corpus import SPLITS, DataConfig, prepare
+from .evaluation import RESAMPLES, compare, evaluate, tune
 from .recipe import Recipe
+from .test_sets import read_aligned, read_test_set
 from .translator import Translator
 
 logger = logging.getLogger("dynaconv")
+PENALTIES = tuple(n / 5 for n in range(11))  # 0, 0.2, .. 2
 
 
 def translate_files(model: Path, files: Sequence[Path], *, nbest: int, device: str | None, **options: Any) -> None:
@@ -44,12 +46,29 @@ def translate_files(model: Path, files: Sequence[Path], *, nbest: int, device: s
     logger.info("%d lines in %.1f s: %.1f sentences/s", number, seconds, number / max(seconds, 1e-9))
 
 
+def score_files(model: Path, files: Sequence[Path], *, max_tokens: int, device: str | None) -> None:
+    """Print the log-probability of the translation in each line `source TAB translation`, and its number of tokens."""
+    pairs: dict[str, list[str]] = {"sources": [], "targets": []}
+    for number, line in enumerate((line for line in read_lines(files) if line is not None), 1):
+        source, tab, target = line.partition("\t")
+        if not tab:
+            raise ValueError(f"line {number}: a source, a tab and a translation are expected; got {line[:60]!r}")
+        pairs["sources"].append(source)
+        pairs["targets"].append(target)
+    translator = Translator.from_pretrained(model, device)
+    for log_probability, tokens in translator.score(**pairs, progress=True, max_tokens=max_tokens):
+        sys.stdout.write(f"{log_probability:.4f}\t{tokens}\n")
+
+
 def evaluate_model(
     model: Path,
     spec: str,
     *,
     data: dict[str, Any],
     lowercase: bool | None,
+    references: Sequence[Path],
+    baseline: Path | None,
+    tuned: bool,
     json_path: Path | None,
     hypotheses_path: Path | None,
     samples: int,
@@ -61,16 +80,20 @@ def evaluate_model(
     Args:
         model: folder of a run, or of a checkpoint in it.
         spec: the test set.
-        data: values of :class:`DataConfig` for it; languages that are None are those of the model's recipe.
+        data: values of :class:`DataConfig` for it, or the format "sacrebleu"; languages that are None are those of the
+            model's recipe.
         lowercase: compare lower-cased text; None: where the model's recipe lower-cases.
+        references: files with more references.
+        baseline: file with the translations of another system.
+        tuned: take the length penalty that is the best on this set.
         json_path: of the scores.
         hypotheses_path: of the translations.
         samples: how many sentences to print.
         device: of the model; None: a GPU if there is one.
-        **options: `beams`, `length_penalty`, `max_tokens`, `compound_split`, see :func:`evaluate`.
+        **options: those of the search and `compound_split`, see :func:`evaluate`.
 
     Raises:
-        ValueError: the languages are not known, or the test set is empty.
+        ValueError: the languages are not known, the test set is empty, or a file has another number of lines.
     """
     for path in filter(None, (json_path, hypotheses_path)):
         if not path.parent.is_dir():
@@ -80,33 +103,50 @@ def evaluate_model(
         data[name] = data[name] or (recipe and getattr(recipe.data, name))
         if data[name] is None:
             raise ValueError(f"{model} has no recipe.yaml: give --source-lang and --target-lang")
-    config = DataConfig(**data)
-    options["lowercase"] = recipe is not None and recipe.tokenizer.lowercase if lowercase is None else lowercase
-    text = read_parallel(spec, config)
-    if not text["source"]:
-        raise ValueError(f"{spec} has no sentences")
-    result = evaluate(Translator.from_pretrained(model, device), text, language=config.target_lang, **options)
+    scoring = {
+        "language": data["target_lang"],
+        "lowercase": recipe is not None and recipe.tokenizer.lowercase if lowercase is None else lowercase,
+    }
+    config = None if data["format"] == "sacrebleu" else DataConfig(**data)
+    test = read_test_set(spec, config, f"{data['source_lang']}-{data['target_lang']}", references)
+    others = None if baseline is None else read_aligned(baseline, len(test.sources), spec)
+    translator, result = Translator.from_pretrained(model, device), {}
+    if tuned:
+        search = {name: value for name, value in options.items() if name not in ("length_penalty", "compound_split")}
+        result["length_penalties"] = tune(translator, test, PENALTIES, **scoring, **search)
+        options["length_penalty"] = max(PENALTIES, key=result["length_penalties"].__getitem__)
+    result |= evaluate(translator, test, **scoring, **options)
     hypotheses = result.pop("hypotheses")
+    if others is not None:
+        result["comparison"] = compare(hypotheses, others, test.references, **scoring)
     console = Console()
-    for row in list(zip(*text.values(), hypotheses, strict=True))[:samples]:
-        for label, line in zip(("source", "reference", "translation"), row, strict=True):
+    for source, *lines, hypothesis in list(zip(test.sources, *test.references, hypotheses, strict=True))[:samples]:
+        labels = ["source", *["reference"] * len(lines), "translation"]
+        for label, line in zip(labels, (source, *lines, hypothesis), strict=True):
             console.print(f"{label:<12} {line}", markup=False, highlight=False)
         console.print()
-    table = Table(
-        "metric",
-        "score",
-        Column("signature", overflow="fold"),
-        title=f"{model} on {spec}: {result['sentences']:,} sentences",
-    )
-    for name, entry in result["scores"].items():
-        table.add_row(name, f"{entry['score']:.2f}", entry["signature"])
-    table.add_row("speed", f"{result['sentences_per_second']:.1f}", f"sentences/s, {options['beams']} beams")
-    console.print(table)
+    console.print(_score_table(f"{model} on {spec}", result, options))
     if hypotheses_path is not None:
         hypotheses_path.write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8")
     if json_path is not None:
-        record = {"model": str(model), "data": spec, **result, "options": options}
+        record = {"model": str(model), "data": spec, **result, "options": scoring | options}
         json_path.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _score_table(title: str, result: dict[str, Any], options: dict[str, Any]) -> Table:
+    table = Table(
+        "metric", "score", Column("signature", overflow="fold"), title=f"{title}: {result['sentences']:,} sentences"
+    )
+    for name, entry in result["scores"].items():
+        table.add_row(name, f"{entry['score']:.2f}", entry["signature"])
+    for name, entry in result.get("comparison", {}).items():
+        table.add_row(
+            f"{name}, baseline", f"{entry['baseline']:.2f}", f"p = {entry['p']:.3f}, paired bootstrap of {RESAMPLES}"
+        )
+    if penalties := result.get("length_penalties"):
+        table.add_row("length penalty", f"{options['length_penalty']:.1f}", f"the best of {len(penalties)} on this set")
+    table.add_row("speed", f"{result['sentences_per_second']:.1f}", f"sentences/s, {options['beams']} beams")
+    return table
 
 
 def describe_corpus(recipe: Recipe) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -15,7 +16,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedToken
 from ... import models as _register  # noqa: F401 (makes AutoModelForSeq2SeqLM know our models)
 from ...data.tokenizer import load_tokenizers
 from ...training.checkpoints import WEIGHTS, checkpoints
-from ...training.generation import Hypothesis, Search, search_sorted
+from ...training.generation import Hypothesis, Search, search_sorted, sorted_batches
 from .corpus import SIDES
 
 logger = logging.getLogger("dynaconv")
@@ -59,7 +60,9 @@ class Translator:
             raise ValueError(f"the model in {path} cannot be loaded, a file of it may be damaged: {error}") from error
         return cls(model, **tokenizers)
 
-    def translate(self, lines: Sequence[str], *, progress: bool = False, **search: Any) -> list[list[Hypothesis]]:
+    def translate(
+        self, lines: Sequence[str], *, prefixes: Sequence[str] | None = None, progress: bool = False, **search: Any
+    ) -> list[list[Hypothesis]]:
         """The best translations of every line, best first.
 
         An empty line gives empty translations. A line of more than 256 tokens is translated in pieces, cut at the end
@@ -67,33 +70,86 @@ class Translator:
 
         Args:
             lines: source text.
+            prefixes: whole words with which the translations of each line begin, "" for any.
             progress: show a progress bar.
-            **search: `beams`, `length_penalty`, `nbest`, `max_tokens` of :class:`~dynaconv.training.generation.Search`.
+            **search: those of :class:`~dynaconv.training.generation.Search`.
 
         Raises:
-            ValueError: fewer beams than translations wanted.
+            ValueError: fewer beams than translations wanted, or prefixes that are not as many as lines, or too long.
         """
+        begun = None if prefixes is None else [self._encode_prefix(prefix) for prefix in prefixes]
+        if begun is not None and len(begun) != len(lines):
+            raise ValueError(f"prefixes must be one for each of the {len(lines)} lines; got {len(begun)}")
         with tqdm(total=len(lines), unit="line", disable=not progress) as bar:
             encoded = [self._encode(line, number) for number, line in enumerate(lines, 1)]
-            return self._translate(encoded, Search(**search), bar)
+            return self._translate(encoded, Search(**search), bar, begun)
+
+    @torch.inference_mode()
+    def score(
+        self, sources: Sequence[str], targets: Sequence[str], *, progress: bool = False, max_tokens: int = 4000
+    ) -> list[tuple[float, int]]:
+        """Log-probabilities of given translations, for reranking.
+
+        Args:
+            sources: source text.
+            targets: a translation of each.
+            progress: show a progress bar.
+            max_tokens: batch size, tokens of the longer side.
+
+        Returns:
+            for each pair the natural logarithm of the probability of the translation and its end, and how many tokens
+            these are: `score` of a hypothesis of them is the first / the second ** length_penalty.
+
+        Raises:
+            ValueError: not as many translations as sources, or a side that is longer than the model takes.
+        """
+        if len(sources) != len(targets):
+            raise ValueError(f"targets must be one for each of the {len(sources)} sources; got {len(targets)}")
+        config, pairs = self.model.config, []
+        limits = {"source": config.max_source_positions, "target": config.max_target_positions - 1}
+        for number, pair in enumerate(zip(sources, targets, strict=True), 1):
+            pairs.append([self.tokenizers[side](text)["input_ids"] for side, text in zip(SIDES, pair, strict=True)])
+            for side, ids in zip(SIDES, pairs[-1], strict=True):
+                if len(ids) > limits[side]:
+                    raise ValueError(
+                        f"pair {number}: the {side} has {len(ids)} tokens, the model takes {limits[side]}: cut it"
+                    )
+        found: list[tuple[float, int]] = [(0.0, 0)] * len(pairs)
+        with tqdm(total=len(pairs), unit="pair", disable=not progress) as bar:
+            for batch in sorted_batches([max(map(len, pair)) for pair in pairs], max_tokens):
+                sides = [
+                    self.tokenizers[side].pad({"input_ids": [pairs[i][n] for i in batch]}, return_tensors="pt")
+                    for n, side in enumerate(SIDES)
+                ]
+                source, target = (side.to(self.model.device) for side in sides)
+                labels = target["input_ids"].masked_fill(target["attention_mask"] == 0, -100)
+                logits = self.model(**source, labels=labels, use_cache=False).logits
+                losses = F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
+                counts = target["attention_mask"].sum(1).tolist()
+                for i, loss, count in zip(batch, losses.sum(1).tolist(), counts, strict=True):
+                    found[i] = (-loss, count)
+                bar.update(len(batch))
+        return found
 
     def stream(
-        self, lines: Iterable[str | None], *, progress: bool = False, total: int | None = None, **search: Any
-    ) -> Iterator[list[list[Hypothesis]]]:
+        self, lines: Iterable[str | None], *, prefix: str = "", progress: bool = False, total: int | None = None,
+        **search: Any,
+    ) -> Iterator[list[list[Hypothesis]]]:  # fmt: skip
         """What `translate` returns, in parts: the translations of the next lines as soon as they are complete.
 
         Lines are sorted by length within windows of 32 batches, and no more than a window of them is read ahead.
 
         Args:
             lines: source text, read as needed; None: nothing more for now, translate what has come.
+            prefix: whole words with which every translation begins.
             progress: show a progress bar.
             total: how many lines there are, for the progress bar; None: not known.
             **search: as in `translate`.
 
         Raises:
-            ValueError: fewer beams than translations wanted.
+            ValueError: fewer beams than translations wanted, or a prefix that is too long.
         """
-        options = Search(**search)
+        options, begun = Search(**search), self._encode_prefix(prefix)
         window: list[list[list[int]]] = []
         tokens = number = 0
         with tqdm(total=total, unit="line", disable=not progress) as bar:
@@ -103,10 +159,10 @@ class Translator:
                     window.append(self._encode(line, number))
                     tokens += 1 + sum(map(len, window[-1]))
                 if window and (line is None or tokens >= WINDOW_BATCHES * options.batch_tokens):
-                    yield self._translate(window, options, bar)
+                    yield self._translate(window, options, bar, [begun] * len(window))
                     window, tokens = [], 0
             if window:
-                yield self._translate(window, options, bar)
+                yield self._translate(window, options, bar, [begun] * len(window))
 
     def translate_distributed(self, lines: Sequence[str]) -> list[str]:
         """Greedy translations, each process of a distributed run doing its share and all receiving everything."""
@@ -138,14 +194,24 @@ class Translator:
         logger.warning("line %d: %d tokens, translated in %d pieces", number, len(ids), len(pieces))
         return [[*piece, tokenizer.eos_token_id] for piece in pieces]
 
-    def _translate(self, lines: list[list[list[int]]], search: Search, bar: tqdm) -> list[list[Hypothesis]]:
-        """Translations of lines in pieces."""
+    def _encode_prefix(self, prefix: str) -> list[int]:
+        ids = self.tokenizers["target"](prefix, add_special_tokens=False)["input_ids"]
+        limit = self.model.config.max_target_positions - 2  # after the start, before the end
+        if len(ids) > limit:
+            raise ValueError(f"a prefix may have {limit} tokens, got {len(ids)}: {prefix[:60]}...")
+        return ids
+
+    def _translate(
+        self, lines: list[list[list[int]]], search: Search, bar: tqdm, prefixes: list[list[int]] | None = None
+    ) -> list[list[Hypothesis]]:
+        """Translations of lines in pieces, of which the first begins with the prefix of the line."""
         pieces = [piece for line in lines for piece in line]
         owners = [number for number, line in enumerate(lines) for _ in line]
         missing = [len(line) for line in lines]
         found: list[list[Hypothesis]] = [[] for _ in pieces]
         bar.update(missing.count(0))
-        for i, hypotheses in search_sorted(self.model, pieces, self.tokenizers, search):
+        begun = prefixes and [prefixes[n] if i == 0 else [] for n, line in enumerate(lines) for i in range(len(line))]
+        for i, hypotheses in search_sorted(self.model, pieces, self.tokenizers, search, begun):
             found[i] = hypotheses
             missing[owners[i]] -= 1
             bar.update(missing[owners[i]] == 0)

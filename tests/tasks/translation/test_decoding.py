@@ -1,0 +1,160 @@
+"""What constrains translations, and what is said about given ones."""
+
+import json
+import subprocess
+
+import pytest
+
+from dynaconv.tasks.translation import test_sets
+from dynaconv.tasks.translation.evaluation import compare, score
+from dynaconv.tasks.translation.test_sets import read_test_set
+from dynaconv.tasks.translation.translator import Translator
+
+from ...conftest import run_cli, toy_pairs
+
+PAIRS = toy_pairs(6, seed=9)
+SOURCES, TARGETS = map(list, zip(*PAIRS, strict=True))
+
+
+@pytest.fixture(scope="module")
+def translator(toy_run):
+    return Translator.from_pretrained(toy_run, "cpu")
+
+
+def texts(found):
+    return [[hypothesis.text for hypothesis in line] for line in found]
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_prefixes(translator, beams):
+    free = texts(translator.translate(SOURCES, beams=beams))
+    begun = ["", "three", " ".join(free[2][0].split()[:3]), "five white", "two red dogs", free[5][0]]
+    found = translator.translate(SOURCES, prefixes=begun, beams=beams)
+    for [best], prefix in zip(found, begun, strict=True):
+        assert best.text.startswith(prefix)
+        assert best.score > -50
+    forced = texts(found)
+    assert [forced[0], forced[2], forced[5]] == [free[0], free[2], free[5]]
+    assert forced[1] != free[1] or free[1][0].startswith("three")
+    for line, prefix, alone in zip(SOURCES, begun, found, strict=True):
+        [[hypothesis]] = translator.translate([line], prefixes=[prefix], beams=beams)
+        assert hypothesis.text == alone[0].text
+        assert hypothesis.score == pytest.approx(alone[0].score, abs=1e-4)
+
+
+def test_a_prefix_begins_the_first_piece_of_a_long_line(translator):
+    [[best]] = translator.translate(["zwei rote Hunde sehen. " * 80], prefixes=["five white"])
+    assert best.text.startswith("five white")
+    assert best.text.count("five white") == 1
+
+
+def test_scores_of_forced_and_given_translations_are_those_of_the_search(translator):
+    """Each of them: of all beams, at another length penalty, in batches of other sentences."""
+    found = translator.translate(SOURCES, beams=3, nbest=3, length_penalty=0.7)
+    rows = [(source, h) for source, line in zip(SOURCES, found, strict=True) for h in line]
+    given = translator.score([source for source, _ in rows], [h.text for _, h in rows], max_tokens=60)
+    for (total, tokens), (_, hypothesis) in zip(given, rows, strict=True):
+        assert total / tokens**0.7 == pytest.approx(hypothesis.score, abs=1e-4)
+    [[forced]] = translator.translate(SOURCES[:1], prefixes=["five white"], beams=1)
+    [(total, tokens)] = translator.score(SOURCES[:1], [forced.text])
+    assert total / tokens == pytest.approx(forced.score, abs=1e-4)
+
+
+def test_lengths_and_repetitions(translator):
+    tokenizer = translator.tokenizers["target"]
+    lengths = [len(tokenizer(best[0].text)["input_ids"]) for best in translator.translate(SOURCES, max_length=5)]
+    assert max(lengths) <= 6  # a text that was cut may be tokenised in another way
+    longer = translator.translate(SOURCES, min_length=30, max_length=31)
+    assert min(len(tokenizer(best[0].text)["input_ids"]) for best in longer) >= 20
+    varied = translator.translate(SOURCES, min_length=30, max_length=31, no_repeat_ngram_size=1)
+    for repeated, once in zip(texts(longer), texts(varied), strict=True):
+        assert len(set(repeated[0].split())) < len(repeated[0].split())
+        assert len(set(once[0].split())) == len(once[0].split())
+
+
+def test_bad_arguments(translator):
+    for options, message in {
+        "prefixes must be one for each of the 1 lines; got 2": {"prefixes": ["a", "b"]},
+        "a prefix may have 1022 tokens, got": {"prefixes": ["two " * 3000]},
+        "max_length must be above min_length = 5; got 5": {"min_length": 5, "max_length": 5},
+        "no_repeat_ngram_size must be 0 or more; got -1": {"no_repeat_ngram_size": -1},
+    }.items():
+        with pytest.raises(ValueError, match=options):
+            translator.translate(SOURCES[:1], **message)
+    with pytest.raises(ValueError, match="targets must be one for each of the 2 sources; got 1"):
+        translator.score(SOURCES[:2], TARGETS[:1])
+    with pytest.raises(ValueError, match="pair 2: the target has 3001 tokens, the model takes 1023: cut it"):
+        translator.score(SOURCES[:2], [TARGETS[0], "two " * 3000])
+
+
+def test_several_references():
+    hypotheses, first = ["the cat sat on the mat"], ["a dog was in the house"]
+    alone = score(hypotheses, [first], language="en")
+    both = score(hypotheses, [first, hypotheses], language="en")
+    assert alone["BLEU"]["score"] < 50
+    assert {name: entry["score"] for name, entry in both.items()} == {"BLEU": 100, "chrF": 100, "tokenized BLEU": 100}
+    assert "nrefs:2" in both["BLEU"]["signature"]
+
+
+def test_paired_bootstrap():
+    references = [target for _, target in toy_pairs(100, seed=2)]
+    worse = [line if n % 3 else line.replace(" ", " the ", 1) for n, line in enumerate(references)]
+    result = compare(references, worse, [references], language="en")
+    assert result["BLEU"]["score"] == 100
+    assert result["BLEU"]["baseline"] < 95
+    assert result["BLEU"]["p"] < 0.01
+    other = [line if n % 3 != 1 else line.replace(" ", " the ", 1) for n, line in enumerate(references)]
+    assert compare(other, worse, [references], language="en")["BLEU"]["p"] > 0.05
+
+
+def test_published_test_sets(monkeypatch, tmp_path):
+    for name, lines in {"source": SOURCES, "first": TARGETS, "second": TARGETS[::-1]}.items():
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+    class Published:
+        langpairs = {"de-en": None}  # noqa: RUF012 (as in sacrebleu)
+
+        def get_source_file(self, langpair):
+            return tmp_path / "source"
+
+        def get_reference_files(self, langpair):
+            return [tmp_path / "first", tmp_path / "second"]
+
+    monkeypatch.setattr("sacrebleu.dataset.DATASETS", {"toys": Published()})
+    test = read_test_set("toys", None, "de-en", [tmp_path / "first"])
+    assert test == (SOURCES, [TARGETS, TARGETS[::-1], TARGETS])
+    with pytest.raises(ValueError, match="sacreBLEU has no test set animals; for de-en it has toys"):
+        read_test_set("animals", None, "de-en")
+    with pytest.raises(ValueError, match="the test set toys is not there for en-de, only for de-en"):
+        read_test_set("toys", None, "en-de")
+    with pytest.raises(ValueError, match=r"second has 6 lines, but it has 5 sentences: give one line for each"):
+        test_sets.read_aligned(tmp_path / "second", 5, "it")
+
+
+def test_on_the_command_line(toy_run, tmp_path, cache):
+    lines = "".join(f"{source}\t{target}\n" for source, target in PAIRS)
+    (tmp_path / "valid.tsv").write_text(lines, encoding="utf-8")
+    (tmp_path / "more.txt").write_text("".join(f"{target}\n" for target in TARGETS), encoding="utf-8")
+    result = run_cli("score", toy_run, tmp_path / "valid.tsv", cache=cache)
+    assert result.returncode == 0, result.stderr
+    rows = [line.split("\t") for line in result.stdout.splitlines()]
+    assert len(rows) == 6
+    assert all(float(total) < 0 < int(tokens) for total, tokens in rows)
+    (tmp_path / "bad.tsv").write_text("no tab\n", encoding="utf-8")
+    result = run_cli("score", toy_run, tmp_path / "bad.tsv", cache=cache)
+    assert result.returncode == 2
+    assert "line 1: a source, a tab and a translation are expected; got 'no tab'" in result.stderr
+    result = run_cli(
+        "evaluate", toy_run, tmp_path / "valid.tsv", "--tune", "--references", tmp_path / "more.txt", "--baseline",
+        tmp_path / "more.txt", "--json", tmp_path / "s.json", "--samples", "1", cache=cache,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("reference ") == 2
+    assert "paired bootstrap of 1000" in " ".join(result.stdout.split())
+    record = json.loads((tmp_path / "s.json").read_text())
+    assert len(record["length_penalties"]) == 11
+    assert record["options"]["length_penalty"] in (0, 0.2, 0.4, 0.6, 0.8, 1, 1.2, 1.4, 1.6, 1.8, 2)
+    assert record["comparison"]["BLEU"]["baseline"] == 100
+    result = run_cli("translate", toy_run, "--prefix", "five white", tmp_path / "more.txt", cache=cache,
+                     stdin=subprocess.DEVNULL)  # fmt: skip
+    assert all(line.startswith("five white") for line in result.stdout.splitlines())
