@@ -34,31 +34,24 @@ template <class I, class S> void convolve(const Call& call) {
     const i64 count = block.tokens(), most = std::min<i64>(CHUNK, call.D) / size + 2;
     if (whole && reads_in_place(call, block)) {
       const Window<I> x(call, call.x, call.past, block, block.first - call.left, count + W - 1);
-      Scratch<C> own(4 * H * W);
-      const auto head = [&](i64 first, i64 h) {
-        for_rows<1, 4, C>(std::min<i64>(4, count - first), h * size, (h + 1) * size, [&](auto tokens, auto vectors, i64 t, i64 d) {
-            const C* filter = own + (t * H + h) * W;
-            Vec<C> z[tokens][vectors] = {};
-            const auto input = [&](i64 w, int a, int v) INLINE { return load(x.rows[first + t + a + w] + d + v * L); };
+      const Numbers& f = call.filters[0];
+      const bool lies = !call.reversed && f.dtype == dtype_of(C{}) && f.tap == 1 && (H == 1 || f.head == W);
+      const C* const first = static_cast<const C*>(f.data) + block.row * f.row + (block.start + block.first) * f.token;
+      Scratch<C> own(lies ? 0 : H * W);
+      for (i64 t = 0; t < count; ++t) {
+        if (!lies) fill_filters<C>(own, call, block, block.first + t, 0, H);
+        const C* const filters = lies ? first + t * f.token : own;
+        for (i64 h = 0; h < H; ++h)
+          for_rows<1, 4, C>(1, h * size, (h + 1) * size, [&](auto, auto vectors, i64, i64 d) {
+            Vec<C> z[vectors] = {};
+            const auto input = [&](i64 w, int v) INLINE { return load(x.rows[t + w] + d + v * L); };
             for (i64 w = 0; w < W; ++w)
-              each(vectors, [&](auto v) INLINE {
-                each(tokens, [&](auto a) INLINE { z[a][v] += broadcast(filter[a * H * W + w]) * input(w, a, v); });
-              });
+              each(vectors, [&](auto v) INLINE { z[v] += broadcast(filters[h * W + w]) * input(w, v); });
             if (taps.given)
               for (i64 w = 0; w < W; ++w)
-                each(vectors, [&](auto v) INLINE {
-                  const Vec<C> s = taps.tap(taps.at(d + v * L), w);
-                  each(tokens, [&](auto a) INLINE { z[a][v] += s * input(w, a, v); });
-                });
-            each(tokens, [&](auto a) INLINE {
-              each(vectors, [&](auto v) INLINE { finish(z[a][v], block.first + first + t + a, d + v * L, L); });
-            });
+                each(vectors, [&](auto v) INLINE { z[v] += taps.tap(taps.at(d + v * L), w) * input(w, v); });
+            each(vectors, [&](auto v) INLINE { finish(z[v], block.first + t, d + v * L, L); });
           });
-      };
-      for (i64 first = 0; first < count; first += 4) {
-        for (i64 t = first; t < std::min(count, first + 4); ++t)
-          fill_filters<C>(own + (t - first) * H * W, call, block, block.first + t, 0, H);
-        for (i64 h = 0; h < H; ++h) head(first, h);
       }
       return;
     }
