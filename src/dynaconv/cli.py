@@ -115,6 +115,35 @@ class Evaluate(_Decoding):
 
 
 @dataclass
+class Perplexity:
+    """Print how well a causal language model predicts text: perplexity, and bits for each byte.
+
+    The model is a folder of Hugging Face's format, grafted or not, or what convert-fairseq made of a language model.
+
+    Example: dynaconv perplexity models/lm valid.txt --sequences line
+    Example: dynaconv perplexity runs/tiny book.txt --window 1024 --overlap 512
+    """
+
+    model: Positional[Path]
+    """Folder of the model and its tokenizer."""
+    files: Positional[tuple[Path, ...]] = ()
+    """Text in UTF-8; none: standard input."""
+    sequences: Literal["file", "line", "joined"] = "file"
+    """file: all of it is one text; line: each line is a sequence by itself, whose end is predicted (One Billion Word);
+    joined: the same, one behind the other (fairseq's --sample-break-mode none)."""
+    window: int | None = None
+    """Tokens at a time; default: as many as the model is meant for."""
+    overlap: int = 0
+    """Tokens of a window that are context alone, and were predicted before."""
+    max_tokens: int = 4096
+    """Batch size."""
+    json_path: Annotated[Path | None, arg(name="json")] = None
+    """Write the result here."""
+    device: str | None = None
+    """Such as cpu or cuda; default: a GPU if there is one."""
+
+
+@dataclass
 class ConvertFairseq:
     """Turn a LightConv or DynamicConv translation or language model of fairseq into a folder of ours.
 
@@ -186,6 +215,7 @@ _COMMANDS = {
     "translate": "translate lines of text with a trained model",
     "evaluate": "score a trained model on a test set",
     "score": "print log-probabilities of given translations",
+    "perplexity": "say how well a language model predicts text",
     "data": "prepare the data of a recipe and describe it",
     "convert-fairseq": "turn a model of fairseq into one of ours",
     "bench": "time the operators beside their alternatives and a plain copy",
@@ -212,6 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
                 "translate": _translate,
                 "evaluate": _evaluate,
                 "score": _score,
+                "perplexity": _perplexity,
                 "data": _data,
                 "convert-fairseq": _convert_fairseq,
                 "bench": _bench,
@@ -317,6 +348,13 @@ def _evaluate(arguments: list[str]) -> None:
     names = ("format", "source_lang", "target_lang", "source_column", "target_column")
     data = {name: options.pop(name) for name in names}
     evaluate_model(options.pop("model"), options.pop("data"), data=data, **options)
+
+
+def _perplexity(arguments: list[str]) -> None:
+    options = vars(tyro.cli(Perplexity, prog="dynaconv perplexity", args=arguments))
+    from .tasks.language_modelling.report import print_perplexity
+
+    print_perplexity(options.pop("model"), **options)
 
 
 def _convert_fairseq(arguments: list[str]) -> None:

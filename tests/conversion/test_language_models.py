@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dynaconv.conversion.fairseq.convert import convert
 from dynaconv.models import LightConvForCausalLM
+from dynaconv.tasks.language_modelling.perplexity import predict
 
 from .support import GOLDEN, in_layout, save
 
@@ -49,6 +50,20 @@ def test_log_probabilities(golden):
     torch.testing.assert_close(output.logits.log_softmax(-1)[real], arrays["log_probs"][real], atol=1e-5, rtol=1e-5)
     expected = -arrays["log_probs"][real].gather(-1, labels[real][:, None]).mean()
     torch.testing.assert_close(output.loss, expected, rtol=1e-5, atol=0)
+
+
+def test_perplexity_is_that_of_fairseq(golden):
+    """Of whole sequences; padding behind them is no token."""
+    model, arrays = golden
+    real = arrays["target"] != 1
+    rows = [
+        [int(tokens[0]), *targets[mask].tolist()]
+        for tokens, targets, mask in zip(arrays["tokens"], arrays["target"], real, strict=True)
+    ]
+    expected = -arrays["log_probs"][real].gather(-1, arrays["target"][real][:, None]).double().sum().item()
+    found = predict(model, rows, window=64, max_tokens=20)
+    assert found.tokens == int(real.sum())
+    assert found.nats == pytest.approx(expected, rel=1e-5)
 
 
 @torch.no_grad()

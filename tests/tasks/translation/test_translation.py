@@ -151,7 +151,7 @@ def test_scores():
     assert score(upper, [references], language="en")["BLEU"]["score"] < 50
 
 
-@pytest.mark.parametrize("command", ["train", "translate", "evaluate", "score", "data"])
+@pytest.mark.parametrize("command", ["train", "translate", "evaluate", "score", "perplexity", "data"])
 def test_help_shows_an_example(command, cache):
     result = run_cli(command, "--help", cache=cache)
     assert result.returncode == 0

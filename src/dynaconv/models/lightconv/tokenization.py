@@ -14,6 +14,7 @@ OVERWRITTEN = "#fairseq:overwrite"
 """Ends a symbol of the vocabulary that is spelled like a special token, but is text."""
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 _END = "</w>"
+_KEPT = 1 << 16  # words whose pieces are remembered
 
 
 class BytePairEncoding:
@@ -44,6 +45,8 @@ class BytePairEncoding:
     def split(self, word: str) -> list[str]:
         """The pieces of a word; together they are the word."""
         if word not in self._known:
+            if len(self._known) >= _KEPT:
+                self._known.clear()
             self._known[word] = [word] if len(word) == 1 else self._split(word)
         return self._known[word]
 

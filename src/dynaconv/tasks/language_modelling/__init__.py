@@ -1,0 +1,1 @@
+"""Language models: how well they predict text."""

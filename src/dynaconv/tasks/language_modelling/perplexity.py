@@ -1,0 +1,94 @@
+"""Perplexity of text, of a window of tokens at a time, with or without overlap of their contexts."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from ...training.generation import sorted_batches
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How well a text was predicted.
+
+    Attributes:
+        nats: minus the natural logarithm of its probability.
+        tokens: that were predicted.
+    """
+
+    nats: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nats / tokens); infinite where that is no finite number."""
+        mean = self.nats / self.tokens
+        return math.exp(mean) if mean < 700 else math.inf
+
+    def bits_per(self, units: int) -> float:
+        """Bits for each of `units` bytes or words of the text, which do not depend on the vocabulary."""
+        return self.nats / math.log(2) / units
+
+
+@torch.inference_mode()
+def predict(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], *, window: int, overlap: int = 0,
+    max_tokens: int = 4096, progress: bool = False,
+) -> Prediction:  # fmt: skip
+    """Predict every token of some sequences but the first of each, from those before it in its window.
+
+    Without overlap, the first token of a window is predicted from one alone. With it, the window moves on by `window -
+    overlap` tokens, and each token but those at the beginning of a sequence has at least `overlap` of context (the
+    `--context-window` of fairseq), in `window / (window - overlap)` of the time.
+
+    Args:
+        model: a causal language model, in evaluation mode.
+        sequences: token ids; each begins with what is not predicted, such as the end of a sequence before.
+        window: tokens at a time, at most what the model takes.
+        overlap: tokens of a window that the one before has predicted, in 0..window-1.
+        max_tokens: batch size.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: nothing to predict, or an overlap that is not below the window.
+    """
+    if not 0 <= overlap < window:
+        raise ValueError(f"overlap must be in 0..window-1; got overlap = {overlap}, window = {window}")
+    pieces = [(ids, *piece) for ids in sequences for piece in _windows(len(ids) - 1, window, overlap)]
+    if not pieces:
+        raise ValueError("there is nothing to predict: every sequence needs two tokens or more")
+    nats, tokens = 0.0, sum(end - first for _, _, first, end in pieces)
+    with tqdm(total=tokens, unit="token", disable=not progress) as bar:
+        for batch in sorted_batches([end - begin for _, begin, _, end in pieces], max_tokens):
+            chosen = [pieces[i] for i in batch]
+            inputs = _padded([ids[begin:end] for ids, begin, _, end in chosen], 0)
+            labels = _padded(
+                [[-100] * (first - begin) + list(ids[first + 1 : end + 1]) for ids, begin, first, end in chosen], -100
+            )
+            logits = model(inputs.to(model.device), use_cache=False).logits
+            losses = F.cross_entropy(
+                logits.float().flatten(0, 1), labels.to(model.device).flatten(), ignore_index=-100, reduction="none"
+            )
+            nats += losses.double().sum().item()
+            bar.update(int((labels != -100).sum()))
+    return Prediction(nats, tokens)
+
+
+def _windows(count: int, window: int, overlap: int) -> Iterator[tuple[int, int, int]]:
+    """(begin, first, end): tokens begin..end-1 predict the next ones, and those behind first.. have not been yet."""
+    first = 0
+    while first < count:
+        end = min(count, window if first == 0 else first + window - overlap)
+        yield (max(0, end - window) if overlap else first), first, end
+        first = end
+
+
+def _padded(rows: list[Any], value: int) -> torch.Tensor:
+    tensors = [torch.tensor(row) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)

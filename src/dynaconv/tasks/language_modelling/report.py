@@ -1,0 +1,102 @@
+"""What the commands print: perplexities."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from ... import models as _register  # noqa: F401 (makes AutoModelForCausalLM know our models)
+from ...data.lines import read_lines
+from ...grafting.loading import from_pretrained
+from .perplexity import predict
+
+Sequences = Literal["file", "line", "joined"]
+
+
+def print_perplexity(
+    path: Path, files: Sequence[Path], *, sequences: Sequences, window: int | None, overlap: int, max_tokens: int,
+    json_path: Path | None, device: str | None,
+) -> None:  # fmt: skip
+    """Print how well a model predicts the text of files, or of standard input.
+
+    Args:
+        path: folder of a causal language model, grafted or not, and its tokenizer.
+        files: text in UTF-8.
+        sequences: what is a sequence, see :func:`encode`.
+        window: tokens at a time; None: what the model is meant for.
+        overlap: of windows, see :func:`predict`.
+        max_tokens: batch size.
+        json_path: of the result.
+        device: of the model; None: a GPU if there is one.
+
+    Raises:
+        FileNotFoundError: there is no model at `path`.
+        ValueError: there is nothing to predict, or a window that the model does not take.
+    """
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"no model in {path} (config.json)")
+    config: Any = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    load: Any = AutoModelForCausalLM.from_pretrained if getattr(config, "dynaconv", None) is None else from_pretrained
+    model = load(path, trust_remote_code=False).eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    names = ("max_position_embeddings", "max_target_positions", "n_positions")
+    limit = next((value for name in names if (value := getattr(config, name, None))), 1024)
+    window = limit if window is None else window
+    if not 1 <= window <= limit:
+        raise ValueError(f"--window must be in 1..{limit}, what the model is meant for; got {window}")
+    lines = [line for line in read_lines(files) if line is not None]
+    ids = encode(lines, tokenizer, sequences, bos=config.bos_token_id, eos=config.eos_token_id)
+    found = predict(model, ids, window=window, overlap=overlap, max_tokens=max_tokens, progress=True)
+    units = {
+        "bytes": sum(len(line.encode()) + 1 for line in lines),
+        "words": sum(len(line.split()) + 1 for line in lines),
+    }
+    result = {
+        "perplexity per token": found.perplexity,
+        "perplexity per word": 2 ** found.bits_per(units["words"]),
+        "bits per byte": found.bits_per(units["bytes"]),
+    }
+    table = Table("measure", "value", title=f"{path}: {found.tokens:,} tokens, window {window}, overlap {overlap}")
+    for name, value in result.items():
+        table.add_row(name, f"{value:.4g}")
+    Console().print(table)
+    if json_path is not None:
+        settings = {"model": str(path), "sequences": sequences, "window": window, "overlap": overlap}
+        record = {**settings, "nats": found.nats, "tokens": found.tokens, **units, **result}
+        json_path.write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def encode(
+    lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, sequences: Sequences, *, bos: int | None, eos: Any
+) -> list[list[int]]:
+    """Token ids of sequences, behind the token that begins each and is not predicted.
+
+    Args:
+        lines: the text.
+        tokenizer: of the model.
+        sequences: "file": all lines, with their ends, are one text; "line": each line is a sequence of its own, and its
+            end is predicted (One Billion Word); "joined": the same, one behind the other (fairseq's
+            `--sample-break-mode none`).
+        bos: the token that begins a sequence; None: that which ends one.
+        eos: the token that ends a sequence.
+
+    Raises:
+        ValueError: the model says neither.
+    """
+    end = eos[0] if isinstance(eos, list) else eos
+    begin = end if bos is None else bos
+    if begin is None or (end is None and sequences != "file"):
+        raise ValueError("the config.json of the model has no bos_token_id and no eos_token_id: add them")
+    cut: Any = tokenizer
+    if sequences == "file":
+        text = "".join(f"{line}\n" for line in lines)
+        return [[begin, *cut(text, add_special_tokens=False, verbose=False)["input_ids"]]]
+    encoded = [[*cut(line, add_special_tokens=False)["input_ids"], end] for line in lines]
+    return (
+        [[begin, *ids] for ids in encoded] if sequences == "line" else [[begin, *(i for ids in encoded for i in ids)]]
+    )
