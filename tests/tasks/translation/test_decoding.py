@@ -42,6 +42,12 @@ def test_prefixes(translator, beams):
         assert hypothesis.score == pytest.approx(alone[0].score, abs=1e-4)
 
 
+def test_an_unknown_prefix(translator, caplog):
+    translator.translate(SOURCES[:1], prefixes=["猫"])
+    assert "prefix '猫': " in caplog.text
+    assert "tokens are unknown to the model" in caplog.text
+
+
 def test_a_prefix_begins_the_first_piece_of_a_long_line(translator):
     [[best]] = translator.translate(["zwei rote Hunde sehen. " * 80], prefixes=["five white"])
     assert best.text.startswith("five white")

@@ -195,7 +195,10 @@ class Translator:
         return [[*piece, tokenizer.eos_token_id] for piece in pieces]
 
     def _encode_prefix(self, prefix: str) -> list[int]:
-        ids = self.tokenizers["target"](prefix, add_special_tokens=False)["input_ids"]
+        tokenizer = self.tokenizers["target"]
+        ids = tokenizer(prefix, add_special_tokens=False)["input_ids"]
+        if unknown := ids.count(tokenizer.unk_token_id):
+            logger.warning("prefix %r: %d of %d tokens are unknown to the model", prefix, unknown, len(ids))
         limit = self.model.config.max_target_positions - 2  # after the start, before the end
         if len(ids) > limit:
             raise ValueError(f"a prefix may have {limit} tokens, got {len(ids)}: {prefix[:60]}...")
