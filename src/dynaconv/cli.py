@@ -26,9 +26,9 @@ class _Decoding:
     no_repeat_ngram_size: int = 0
     """No translation has so many tokens in a row twice; 0: all may repeat."""
     min_length: int = 0
-    """Tokens of a translation at least; 0: as the model's generation configuration says."""
+    """Tokens of a translation at least, without its end; 0: as the model's generation configuration says."""
     max_length: int = 0
-    """Tokens of a translation at most; 0: twice those of the source and 20."""
+    """Tokens of a translation at most, with its end; 0: twice those of the source and 20."""
     max_tokens: int = 4000
     """Batch size: source tokens x beams."""
     device: str | None = None
@@ -119,6 +119,7 @@ class Perplexity:
     """Print how well a causal language model predicts text: perplexity, and bits for each byte.
 
     The model is a folder of Hugging Face's format, grafted or not, or what convert-fairseq made of a language model.
+    The end of a line counts as a word.
 
     Example: dynaconv perplexity models/lm valid.txt --sequences line
     Example: dynaconv perplexity runs/tiny book.txt --window 1024 --overlap 512
@@ -132,7 +133,7 @@ class Perplexity:
     """file: all of it is one text; line: each line is a sequence by itself, whose end is predicted (One Billion Word);
     joined: the same, one behind the other (fairseq's --sample-break-mode none)."""
     window: int | None = None
-    """Tokens at a time; default: as many as the model is meant for."""
+    """Tokens at a time; default: as many as the model is meant for, but at most 4,096."""
     overlap: int = 0
     """Tokens of a window that are context alone, and were predicted before."""
     max_tokens: int = 4096

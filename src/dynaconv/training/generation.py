@@ -26,7 +26,8 @@ class Search:
         max_tokens: batch size, source tokens x beams.
         no_repeat_ngram_size: no hypothesis has n tokens in a row that it has had before; 0: all may repeat.
         min_length: tokens before the end of sequence; 0: as many as the model's generation configuration says.
-        max_length: tokens with the end of sequence; 0: twice those of the source and 20.
+        max_length: tokens with the end of sequence; 0: twice those of the source and 20, or what the minimum needs,
+            behind a prefix.
 
     Raises:
         ValueError: fewer beams than hypotheses wanted, a negative size, or a maximum below the minimum.
@@ -46,6 +47,10 @@ class Search:
         for name in ("no_repeat_ngram_size", "min_length", "max_length"):
             if (value := getattr(self, name)) < 0:
                 raise ValueError(f"{name} must be 0 or more; got {value}")
+        if self.no_repeat_ngram_size == 1:
+            raise ValueError(
+                "no_repeat_ngram_size must be 0 or 2 and more: the token that begins a hypothesis also ends it"
+            )
         if self.max_length and self.max_length <= self.min_length:
             raise ValueError(f"max_length must be above min_length = {self.min_length}; got {self.max_length}")
 
@@ -122,9 +127,12 @@ def _search_batch(
     padded = tokenizers["source"].pad({"input_ids": batch}, return_tensors="pt").to(model.device)
     longest = model.config.max_target_positions - 1
     limits = [
-        min(search.max_length or 2 * len(ids) + 20 + len(prefix), longest)
+        min(search.max_length or max(2 * len(ids) + 20, search.min_length + 1) + len(prefix), longest)
         for ids, prefix in zip(batch, prefixes, strict=True)
     ]
+    for limit, prefix in zip(limits, prefixes, strict=True):
+        if limit <= max(len(prefix), search.min_length):
+            raise ValueError(f"a hypothesis of at most {limit} tokens has no room for its prefix or minimal length")
     stop = _LengthLimits(torch.tensor(limits, device=model.device))
     constraints = {"no_repeat_ngram_size": search.no_repeat_ngram_size, "min_new_tokens": search.min_length}
     output = model.generate(

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import dynaconv
-from dynaconv.tasks.language_modelling.perplexity import _windows, predict
+from dynaconv.tasks.language_modelling.perplexity import Prediction, _windows, predict
 from dynaconv.tasks.language_modelling.report import encode
 
 from ...conftest import run_cli
@@ -81,6 +81,11 @@ def test_windows_cover_everything_once(count, window, overlap):
     pieces = list(_windows(count, window, overlap))
     assert [t for _, first, end in pieces for t in range(first, end)] == list(range(count))
     assert all(end - begin <= window for begin, _, end in pieces)
+
+
+def test_improbable_text():
+    assert Prediction(2000.0, 2).perplexity == math.inf
+    assert math.isnan(Prediction(math.nan, 2).perplexity)
 
 
 def test_bad_arguments(model):

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from itertools import pairwise
 
 import pytest
 
@@ -72,10 +73,11 @@ def test_lengths_and_repetitions(translator):
     assert max(lengths) <= 6  # a text that was cut may be tokenised in another way
     longer = translator.translate(SOURCES, min_length=30, max_length=31)
     assert min(len(tokenizer(best[0].text)["input_ids"]) for best in longer) >= 20
-    varied = translator.translate(SOURCES, min_length=30, max_length=31, no_repeat_ngram_size=1)
+    varied = translator.translate(SOURCES, min_length=30, max_length=31, no_repeat_ngram_size=2)
     for repeated, once in zip(texts(longer), texts(varied), strict=True):
-        assert len(set(repeated[0].split())) < len(repeated[0].split())
-        assert len(set(once[0].split())) == len(once[0].split())
+        bigrams = [list(pairwise(text[0].split())) for text in (repeated, once)]
+        assert len(set(bigrams[0])) < len(bigrams[0])
+        assert len(set(bigrams[1])) == len(bigrams[1])
 
 
 def test_bad_arguments(translator):
@@ -83,6 +85,11 @@ def test_bad_arguments(translator):
         "prefixes must be one for each of the 1 lines; got 2": {"prefixes": ["a", "b"]},
         "a prefix may have 1022 tokens, got": {"prefixes": ["two " * 3000]},
         "max_length must be above min_length = 5; got 5": {"min_length": 5, "max_length": 5},
+        "a hypothesis of at most 2 tokens has no room for its prefix": {
+            "prefixes": ["five white cats"],
+            "max_length": 2,
+        },
+        "no_repeat_ngram_size must be 0 or 2 and more": {"no_repeat_ngram_size": 1},
         "no_repeat_ngram_size must be 0 or more; got -1": {"no_repeat_ngram_size": -1},
     }.items():
         with pytest.raises(ValueError, match=options):

@@ -27,12 +27,16 @@ class Prediction:
 
     @property
     def perplexity(self) -> float:
-        """exp(nats / tokens); infinite where that is no finite number."""
-        mean = self.nats / self.tokens
-        return math.exp(mean) if mean < 700 else math.inf
+        """For each token."""
+        return self.perplexity_of(self.tokens)
+
+    def perplexity_of(self, units: int) -> float:
+        """exp(nats / units), such as words; infinite where it is too large for a number."""
+        mean = self.nats / units
+        return math.inf if mean > 700 else math.exp(mean)
 
     def bits_per(self, units: int) -> float:
-        """Bits for each of `units` bytes or words of the text, which do not depend on the vocabulary."""
+        """Bits for each of `units` bytes of the text, which compares vocabularies that know all of it."""
         return self.nats / math.log(2) / units
 
 
@@ -52,7 +56,7 @@ def predict(
         sequences: token ids; each begins with what is not predicted, such as the end of a sequence before.
         window: tokens at a time, at most what the model takes.
         overlap: tokens of a window that the one before has predicted, in 0..window-1.
-        max_tokens: batch size.
+        max_tokens: batch size; a window is never cut.
         progress: show a progress bar.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from ... import models as _register  # noqa: F401 (makes AutoModelForCausalLM know our models)
@@ -16,6 +17,7 @@ from ...grafting.loading import from_pretrained
 from .perplexity import predict
 
 Sequences = Literal["file", "line", "joined"]
+WINDOW = 4096  # tokens, where the model is meant for more: their logits have to fit in memory
 
 
 def print_perplexity(
@@ -28,7 +30,7 @@ def print_perplexity(
         path: folder of a causal language model, grafted or not, and its tokenizer.
         files: text in UTF-8.
         sequences: what is a sequence, see :func:`encode`.
-        window: tokens at a time; None: what the model is meant for.
+        window: tokens at a time; None: what the model is meant for, but at most 4,096.
         overlap: of windows, see :func:`predict`.
         max_tokens: batch size.
         json_path: of the result.
@@ -40,17 +42,29 @@ def print_perplexity(
     """
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"no model in {path} (config.json)")
+    if json_path is not None and not json_path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {json_path.parent} to write {json_path.name} to")
     config: Any = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    load: Any = AutoModelForCausalLM.from_pretrained if getattr(config, "dynaconv", None) is None else from_pretrained
-    model = load(path, trust_remote_code=False).eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    text = config.get_text_config()
     names = ("max_position_embeddings", "max_target_positions", "n_positions")
-    limit = next((value for name in names if (value := getattr(config, name, None))), 1024)
-    window = limit if window is None else window
-    if not 1 <= window <= limit:
+    limit = next((value for name in names if (value := getattr(text, name, None))), None)
+    window = min(limit or WINDOW, WINDOW) if window is None else window
+    if window < 1 or (limit and window > limit):
         raise ValueError(f"--window must be in 1..{limit}, what the model is meant for; got {window}")
+    if not 0 <= overlap < window:
+        raise ValueError(f"overlap must be in 0..window-1; got overlap = {overlap}, window = {window}")
+    load: Any = AutoModelForCausalLM.from_pretrained if getattr(config, "dynaconv", None) is None else from_pretrained
+    try:
+        model = (
+            load(path, trust_remote_code=False).eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        )
+    except SafetensorError as error:
+        raise ValueError(f"the model in {path} cannot be loaded, a file of it may be damaged: {error}") from error
+    tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     lines = [line for line in read_lines(files) if line is not None]
-    ids = encode(lines, tokenizer, sequences, bos=config.bos_token_id, eos=config.eos_token_id)
+    ids = encode(
+        lines, tokenizer, sequences, bos=getattr(text, "bos_token_id", None), eos=getattr(text, "eos_token_id", None)
+    )
     found = predict(model, ids, window=window, overlap=overlap, max_tokens=max_tokens, progress=True)
     units = {
         "bytes": sum(len(line.encode()) + 1 for line in lines),
@@ -58,7 +72,7 @@ def print_perplexity(
     }
     result = {
         "perplexity per token": found.perplexity,
-        "perplexity per word": 2 ** found.bits_per(units["words"]),
+        "perplexity per word": found.perplexity_of(units["words"]),
         "bits per byte": found.bits_per(units["bytes"]),
     }
     table = Table("measure", "value", title=f"{path}: {found.tokens:,} tokens, window {window}, overlap {overlap}")
@@ -86,12 +100,13 @@ def encode(
         eos: the token that ends a sequence.
 
     Raises:
-        ValueError: the model says neither.
+        ValueError: the model does not say which token ends a sequence, or begins one.
     """
     end = eos[0] if isinstance(eos, list) else eos
     begin = end if bos is None else bos
     if begin is None or (end is None and sequences != "file"):
-        raise ValueError("the config.json of the model has no bos_token_id and no eos_token_id: add them")
+        missing = "eos_token_id" if begin is not None else "bos_token_id and no eos_token_id"
+        raise ValueError(f"the config.json of the model has no {missing}: add it")
     cut: Any = tokenizer
     if sequences == "file":
         text = "".join(f"{line}\n" for line in lines)

@@ -63,7 +63,7 @@ def compare(
     """How sure it is that translations are better or worse than those of a baseline: a paired bootstrap (Koehn 2004).
 
     Returns:
-        {metric: {"baseline", "score": 0..100, "p": of no difference}}.
+        {metric: {"baseline", "score": 0..100, "p": how probable such a difference were by chance}}.
     """
     systems: list[tuple[str, Sequence[str]]] = [("baseline", baseline), ("ours", hypotheses)]
     metrics = _metrics(language, lowercase, references=references)

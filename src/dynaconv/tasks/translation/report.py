@@ -51,7 +51,7 @@ def score_files(model: Path, files: Sequence[Path], *, max_tokens: int, device: 
     pairs: dict[str, list[str]] = {"sources": [], "targets": []}
     for number, line in enumerate((line for line in read_lines(files) if line is not None), 1):
         source, tab, target = line.partition("\t")
-        if not tab:
+        if not tab or "\t" in target:
             raise ValueError(f"line {number}: a source, a tab and a translation are expected; got {line[:60]!r}")
         pairs["sources"].append(source)
         pairs["targets"].append(target)
@@ -112,6 +112,8 @@ def evaluate_model(
     others = None if baseline is None else read_aligned(baseline, len(test.sources), spec)
     translator, result = Translator.from_pretrained(model, device), {}
     if tuned:
+        if options["beams"] == 1:
+            raise ValueError("--tune needs two or more --beams: greedy search does not depend on the length penalty")
         search = {name: value for name, value in options.items() if name not in ("length_penalty", "compound_split")}
         result["length_penalties"] = tune(translator, test, PENALTIES, **scoring, **search)
         options["length_penalty"] = max(PENALTIES, key=result["length_penalties"].__getitem__)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...data.lines import read_lines
 from .corpus import DataConfig, read_parallel
 
 
@@ -41,8 +42,7 @@ def read_test_set(
 
 def read_aligned(path: Path, count: int, spec: str) -> list[str]:
     """The lines of a file, which has to have as many as a test set has sentences."""
-    lines = path.read_text("utf-8").split("\n")
-    lines = lines[:-1] if lines[-1] == "" else lines
+    lines = [line for line in read_lines([path]) if line is not None]
     if len(lines) != count:
         raise ValueError(f"{path} has {len(lines):,} lines, but {spec} has {count:,} sentences: give one line for each")
     return lines
