@@ -1,15 +1,16 @@
 """The operators beside the reference, eager and under torch.compile, over sizes from one token to B 8, T 2048, D 1024.
 
-The fastest of a few interleaved rounds, in each of which every contestant runs for a fiftieth of a second. The table
-shows where ours is slower than the faster of the two; the JSON has everything.
+Every number is the fastest call of a few interleaved rounds. The table shows where ours is slower than the faster of
+the two; the JSON has everything.
 
     python benchmarks/sweep.py --output benchmarks/results/sweep_cpu.json
 """
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,45 +20,29 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from dynaconv.bench.contestants import COMPILED, OURS, REFERENCE, Problem, contestants, problems
+from dynaconv.bench.contestants import COMPILED, OURS, REFERENCE, Problem, Shape, contestants, problems
+from dynaconv.bench.decoding import fastest
 from dynaconv.bench.machine import describe
+from dynaconv.bench.measure import PASSES, checked
 
-SHAPES = tuple(product((1, 8), (1, 2, 16, 128, 2048), (64, 1024)))
-SECONDS = 0.02  # of a contestant in a round
+SHAPES: tuple[Shape, ...] = tuple(product((1, 8), (1, 2, 16, 128, 2048), (64, 1024)))
+NUMBERS = 1 << 21  # of x in the calls of a round
 NOISE = 1.05
 
 
-def passes(problem: Problem, shape: tuple[int, int, int]) -> Iterator[tuple[str, dict[str, Callable[[], Any]]]]:
-    """What is timed for a problem: forwards, and for 16 and more tokens both ways."""
-    field = {
-        name: run for name, run in contestants(problem, compiled=True).items() if name in (OURS, REFERENCE, COMPILED)
-    }
-    inputs = problem.inputs(shape, torch.float32, "cpu")
-    plain, grad = [tensor.detach() for tensor in inputs], torch.randn(shape)
-    yield "forward", {name: lambda run=run: run(*plain) for name, run in field.items()}
-    if shape[1] >= 16:
-        yield (
-            "forward + backward",
-            {name: lambda run=run: torch.autograd.grad(run(*inputs), inputs, grad) for name, run in field.items()},
-        )
-
-
-def microseconds(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """The fastest call of each, after two that compile and warm up."""
-    counts, best = {}, dict.fromkeys(runs, float("inf"))
-    for name, run in runs.items():
-        run()
-        run()
-        started = time.perf_counter()
-        run()
-        counts[name] = max(1, int(SECONDS / (time.perf_counter() - started)))
-    for _ in range(rounds):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            for _ in range(counts[name]):
-                run()
-            best[name] = min(best[name], (time.perf_counter() - started) / counts[name] * 1e6)
-    return best
+def measure(problem: Problem, shape: Shape, rounds: int) -> Iterator[dict[str, Any]]:
+    """A row for the pass forwards, and for 16 and more tokens both ways."""
+    inputs, grad = problem.inputs(shape, torch.float32, "cpu"), torch.randn(shape)
+    field = checked(problem, contestants(problem, compiled=True, slow=False), inputs, grad)
+    calls = min(200, max(2, NUMBERS // math.prod(shape)))
+    for kind, run in PASSES.items():
+        if kind == "forward" or shape[1] >= 16:
+            runs: dict[str, Any] = {
+                name: partial(run, field[name], inputs, grad) for name in (OURS, REFERENCE, COMPILED)
+            }
+            us = {name: 1e6 * seconds for name, seconds in fastest(runs, rounds, calls).items()}
+            ratio = us[OURS] / min(us[REFERENCE], us[COMPILED])
+            yield {"problem": problem.title, "shape": shape, "pass": kind, "us": us, "ratio": ratio}
 
 
 def main() -> None:
@@ -70,10 +55,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for shape in tqdm(SHAPES, unit="shape"):
         for problem in problems(shape, "cpu").values():
-            for name, runs in passes(problem, shape):
-                found = microseconds(runs, options.rounds)
-                ratio = found[OURS] / min(found[REFERENCE], found[COMPILED])
-                rows.append({"problem": problem.title, "shape": shape, "pass": name, "us": found, "ratio": ratio})
+            rows += measure(problem, shape, options.rounds)
     options.output.write_text(json.dumps({"machine": describe(), "rows": rows}, indent=1))
     slower = [row for row in rows if row["ratio"] > NOISE]
     table = Table("problem", "B, T, D", "pass", "ours, us", "faster of the two, us", "ratio")

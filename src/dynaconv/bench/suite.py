@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..data.lines import check_folders
 from .contestants import Shape, contestants, problems
 from .decoding import BATCHES, TOKENS, few_tokens, generation
 from .machine import describe
@@ -62,8 +63,7 @@ def bench(
         raise ValueError("bench gpu needs a GPU, and PyTorch finds none; `dynaconv bench cpu` needs none")
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1; got {rounds}")
-    if output is not None and not output.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {output.parent} to write {output.name} to")
+    check_folders(output)
     if threads is not None:
         torch.set_num_threads(threads)
     shape, dtype = shape or _DEFAULTS[device][0], dtype or _DEFAULTS[device][1]

@@ -46,6 +46,18 @@ def read_lines(files: Sequence[Path]) -> Iterator[str | None]:
                 yield line.replace("\ufffd", "")
 
 
+def read_all(files: Sequence[Path]) -> list[str]:
+    """All lines of files or, without any, of standard input."""
+    return [line for line in read_lines(files) if line is not None]
+
+
+def check_folders(*files: Path | None) -> None:
+    """FileNotFoundError where a file could not be written, before there is something to write; None: no file."""
+    for path in files:
+        if path is not None and not path.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+
+
 def arriving_lines(descriptor: int) -> Iterator[bytes | None]:
     """Lines of a file, a pipe or a terminal; None where none has come for a tenth of a second."""
     rest: list[bytes] = []

@@ -1,10 +1,14 @@
-"""Checkpoints that are whole or not there, and their average."""
+"""Checkpoints that are whole or not there, and their average; models to use."""
 
+import contextlib
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -16,6 +20,15 @@ def checkpoints(directory: Path) -> list[Path]:
     """The checkpoints of a run, oldest first. A folder has this name only once it is complete."""
     found = [(int(match[1]), path) for path in directory.glob("checkpoint-*") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
+
+
+@contextlib.contextmanager
+def loading(path: Path) -> Iterator[torch.device]:
+    """ValueError where what is loaded inside the block is damaged; gives the device to use, a GPU if there is one."""
+    try:
+        yield torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"the model in {path} cannot be loaded, a file of it may be damaged: {error}") from error
 
 
 def step_of(checkpoint: Path) -> int:

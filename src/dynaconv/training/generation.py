@@ -65,7 +65,7 @@ def search_sorted(
     sources: Sequence[list[int]],
     tokenizers: dict[str, PreTrainedTokenizerBase],
     search: Search,
-    prefixes: Sequence[list[int]] | None = None,
+    prefixes: Sequence[list[int]],
 ) -> Iterator[tuple[int, list[Hypothesis]]]:
     """The best hypotheses for every sequence, best first, in the order in which they are found.
 
@@ -80,11 +80,23 @@ def search_sorted(
 
     Yields:
         index of a sequence and its `search.nbest` hypotheses.
+
+    Raises:
+        ValueError: a prefix or the minimal length leaves no room for the end of sequence.
     """
+    limits = [_limit(model, len(ids), len(prefix), search) for ids, prefix in zip(sources, prefixes, strict=True)]
     for batch in sorted_batches([len(source) for source in sources], search.batch_tokens):
-        begun = [prefixes[i] if prefixes else [] for i in batch]
-        found = _search_batch(model, [sources[i] for i in batch], begun, tokenizers, search)
-        yield from zip(batch, found, strict=True)
+        own = [sources[i] for i in batch], [prefixes[i] for i in batch], [limits[i] for i in batch]
+        yield from zip(batch, _search_batch(model, *own, tokenizers, search), strict=True)
+
+
+def _limit(model: Any, source: int, prefix: int, search: Search) -> int:
+    """Tokens of a hypothesis at most, for so many tokens of the source and of the prefix."""
+    limit = search.max_length or max(2 * source + 20, search.min_length + 1) + prefix
+    limit = min(limit, model.config.max_target_positions - 1)
+    if limit <= max(prefix, search.min_length):
+        raise ValueError(f"a hypothesis of at most {limit} tokens has no room for its prefix or minimal length")
+    return limit
 
 
 def sorted_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -121,18 +133,10 @@ def _begin_with(prefixes: list[list[int]], vocabulary: torch.Tensor) -> dict[str
 
 @torch.inference_mode()
 def _search_batch(
-    model: Any, batch: list[list[int]], prefixes: list[list[int]], tokenizers: dict[str, PreTrainedTokenizerBase],
-    search: Search,
+    model: Any, batch: list[list[int]], prefixes: list[list[int]], limits: list[int],
+    tokenizers: dict[str, PreTrainedTokenizerBase], search: Search,
 ) -> list[list[Hypothesis]]:  # fmt: skip
     padded = tokenizers["source"].pad({"input_ids": batch}, return_tensors="pt").to(model.device)
-    longest = model.config.max_target_positions - 1
-    limits = [
-        min(search.max_length or max(2 * len(ids) + 20, search.min_length + 1) + len(prefix), longest)
-        for ids, prefix in zip(batch, prefixes, strict=True)
-    ]
-    for limit, prefix in zip(limits, prefixes, strict=True):
-        if limit <= max(len(prefix), search.min_length):
-            raise ValueError(f"a hypothesis of at most {limit} tokens has no room for its prefix or minimal length")
     stop = _LengthLimits(torch.tensor(limits, device=model.device))
     constraints = {"no_repeat_ngram_size": search.no_repeat_ngram_size, "min_new_tokens": search.min_length}
     output = model.generate(

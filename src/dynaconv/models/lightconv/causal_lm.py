@@ -191,10 +191,8 @@ class LightConvForCausalLM(LightConvLMPreTrainedModel, DecoderGenerationMixin):
             logits = None if self.training else head(x[:, kept])
         else:
             whole = head(x)
-            loss, logits = (
-                F.cross_entropy(whole.float().flatten(0, 1), shifted.flatten(), reduction="sum"),
-                whole[:, kept],
-            )
+            loss = F.cross_entropy(whole.float().flatten(0, 1), shifted.flatten(), reduction="sum")
+            logits = whole[:, kept]
         if loss is not None:
             loss = loss / ((shifted != -100).sum() if items is None else items)
         rest = {key: value for key, value in outputs.items() if key not in ("last_hidden_state", CACHE)}

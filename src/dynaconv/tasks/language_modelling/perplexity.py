@@ -62,8 +62,7 @@ def predict(
     Raises:
         ValueError: nothing to predict, or an overlap that is not below the window.
     """
-    if not 0 <= overlap < window:
-        raise ValueError(f"overlap must be in 0..window-1; got overlap = {overlap}, window = {window}")
+    check_windows(window, overlap)
     pieces = [(ids, *piece) for ids in sequences for piece in _windows(len(ids) - 1, window, overlap)]
     if not pieces:
         raise ValueError("there is nothing to predict: every sequence needs two tokens or more")
@@ -82,6 +81,12 @@ def predict(
             nats += losses.double().sum().item()
             bar.update(int((labels != -100).sum()))
     return Prediction(nats, tokens)
+
+
+def check_windows(window: int, overlap: int) -> None:
+    """ValueError where windows would not move on."""
+    if not 0 <= overlap < window:
+        raise ValueError(f"overlap must be in 0..window-1; got overlap = {overlap}, window = {window}")
 
 
 def _windows(count: int, window: int, overlap: int) -> Iterator[tuple[int, int, int]]:

@@ -2,19 +2,19 @@
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from ... import models as _register  # noqa: F401 (makes AutoModelForCausalLM know our models)
-from ...data.lines import read_lines
+from ...data.lines import check_folders, read_all
 from ...grafting.loading import from_pretrained
-from .perplexity import predict
+from ...training.checkpoints import loading
+from .perplexity import check_windows, predict
 
 Sequences = Literal["file", "line", "joined"]
 WINDOW = 4096  # tokens, where the model is meant for more: their logits have to fit in memory
@@ -42,8 +42,7 @@ def print_perplexity(
     """
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"no model in {path} (config.json)")
-    if json_path is not None and not json_path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {json_path.parent} to write {json_path.name} to")
+    check_folders(json_path)
     config: Any = AutoConfig.from_pretrained(path, trust_remote_code=False)
     text = config.get_text_config()
     names = ("max_position_embeddings", "max_target_positions", "n_positions")
@@ -51,17 +50,12 @@ def print_perplexity(
     window = min(limit or WINDOW, WINDOW) if window is None else window
     if window < 1 or (limit and window > limit):
         raise ValueError(f"--window must be in 1..{limit}, what the model is meant for; got {window}")
-    if not 0 <= overlap < window:
-        raise ValueError(f"overlap must be in 0..window-1; got overlap = {overlap}, window = {window}")
+    check_windows(window, overlap)
     load: Any = AutoModelForCausalLM.from_pretrained if getattr(config, "dynaconv", None) is None else from_pretrained
-    try:
-        model = (
-            load(path, trust_remote_code=False).eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        )
-    except SafetensorError as error:
-        raise ValueError(f"the model in {path} cannot be loaded, a file of it may be damaged: {error}") from error
-    tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    lines = [line for line in read_lines(files) if line is not None]
+    with loading(path) as usual:
+        model = load(path, trust_remote_code=False).eval().to(device or usual)
+        tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    lines = read_all(files)
     ids = encode(
         lines, tokenizer, sequences, bos=getattr(text, "bos_token_id", None), eos=getattr(text, "eos_token_id", None)
     )
@@ -111,7 +105,6 @@ def encode(
     if sequences == "file":
         text = "".join(f"{line}\n" for line in lines)
         return [[begin, *cut(text, add_special_tokens=False, verbose=False)["input_ids"]]]
-    encoded = [[*cut(line, add_special_tokens=False)["input_ids"], end] for line in lines]
-    return (
-        [[begin, *ids] for ids in encoded] if sequences == "line" else [[begin, *(i for ids in encoded for i in ids)]]
-    )
+    encoded = cut(list(lines), add_special_tokens=False)["input_ids"] if lines else []
+    ended = [[*ids, end] for ids in encoded]
+    return [[begin, *ids] for ids in ended] if sequences == "line" else [[begin, *chain.from_iterable(ended)]]

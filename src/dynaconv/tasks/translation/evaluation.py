@@ -75,29 +75,6 @@ def compare(
     }
 
 
-def tune(
-    translator: Translator, test: EvaluationSet, penalties: Iterable[float], *, language: str, lowercase: bool = False,
-    **search: Any,
-) -> dict[float, float]:  # fmt: skip
-    """BLEU of a validation set for each length penalty; the rest of the search is the same.
-
-    Args:
-        translator: the model.
-        test: the validation set, which must not be what is reported on.
-        penalties: exponents to try.
-        language: of the target.
-        lowercase: compare lower-cased text.
-        **search: the other options of :meth:`Translator.translate`.
-    """
-    scores = {}
-    for penalty in penalties:
-        found = translator.translate(test.sources, progress=True, length_penalty=penalty, **search)
-        metric = BLEU(lowercase=lowercase, trg_lang=language)
-        scores[penalty] = metric.corpus_score([best[0].text for best in found], test.references).score
-        logger.info("length penalty %.1f: %.2f BLEU", penalty, scores[penalty])
-    return scores
-
-
 def evaluate(translator: Translator, test: EvaluationSet, *, language: str, **options: Any) -> dict[str, Any]:
     """Translate a test set and score it.
 
@@ -121,6 +98,29 @@ def evaluate(translator: Translator, test: EvaluationSet, *, language: str, **op
         "seconds": round(seconds, 2),
         "sentences_per_second": round(len(hypotheses) / seconds, 2),
     }
+
+
+def tune(
+    translator: Translator, test: EvaluationSet, penalties: Iterable[float], **options: Any
+) -> tuple[float, dict[str, Any]]:
+    """The length penalty with the highest BLEU on a validation set, which must not be what is reported on.
+
+    Args:
+        translator: the model.
+        test: the validation set.
+        penalties: exponents to try; of equally good ones the first is taken.
+        **options: the others of :func:`evaluate`.
+
+    Returns:
+        the length penalty, and what :func:`evaluate` gives with it; its `length_penalties` are {penalty: BLEU}.
+    """
+    results = {}
+    for penalty in penalties:
+        results[penalty] = evaluate(translator, test, length_penalty=penalty, **options)
+        logger.info("length penalty %.1f: %.2f BLEU", penalty, results[penalty]["scores"]["BLEU"]["score"])
+    scores = {penalty: result["scores"]["BLEU"]["score"] for penalty, result in results.items()}
+    best = max(scores, key=scores.__getitem__)
+    return best, results[best] | {"length_penalties": scores}
 
 
 def _metrics(language: str, lowercase: bool, **options: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ...data.lines import count_lines, read_lines
+from ...data.lines import check_folders, count_lines, read_all, read_lines
 from ...training.recipe import load_recipe
 from .corpus import SPLITS, DataConfig, prepare
 from .evaluation import RESAMPLES, compare, evaluate, tune
@@ -49,7 +49,7 @@ def translate_files(model: Path, files: Sequence[Path], *, nbest: int, device: s
 def score_files(model: Path, files: Sequence[Path], *, max_tokens: int, device: str | None) -> None:
     """Print the log-probability of the translation in each line `source TAB translation`, and its number of tokens."""
     pairs: dict[str, list[str]] = {"sources": [], "targets": []}
-    for number, line in enumerate((line for line in read_lines(files) if line is not None), 1):
+    for number, line in enumerate(read_all(files), 1):
         source, tab, target = line.partition("\t")
         if not tab or "\t" in target:
             raise ValueError(f"line {number}: a source, a tab and a translation are expected; got {line[:60]!r}")
@@ -95,9 +95,9 @@ def evaluate_model(
     Raises:
         ValueError: the languages are not known, the test set is empty, or a file has another number of lines.
     """
-    for path in filter(None, (json_path, hypotheses_path)):
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+    check_folders(json_path, hypotheses_path)
+    if tuned and options["beams"] == 1:
+        raise ValueError("--tune needs two or more --beams: greedy search does not depend on the length penalty")
     recipe = _recipe_of(model)
     for name in ("source_lang", "target_lang"):
         data[name] = data[name] or (recipe and getattr(recipe.data, name))
@@ -110,14 +110,12 @@ def evaluate_model(
     config = None if data["format"] == "sacrebleu" else DataConfig(**data)
     test = read_test_set(spec, config, f"{data['source_lang']}-{data['target_lang']}", references)
     others = None if baseline is None else read_aligned(baseline, len(test.sources), spec)
-    translator, result = Translator.from_pretrained(model, device), {}
+    translator = Translator.from_pretrained(model, device)
     if tuned:
-        if options["beams"] == 1:
-            raise ValueError("--tune needs two or more --beams: greedy search does not depend on the length penalty")
-        search = {name: value for name, value in options.items() if name not in ("length_penalty", "compound_split")}
-        result["length_penalties"] = tune(translator, test, PENALTIES, **scoring, **search)
-        options["length_penalty"] = max(PENALTIES, key=result["length_penalties"].__getitem__)
-    result |= evaluate(translator, test, **scoring, **options)
+        del options["length_penalty"]
+        options["length_penalty"], result = tune(translator, test, PENALTIES, **scoring, **options)
+    else:
+        result = evaluate(translator, test, **scoring, **options)
     hypotheses = result.pop("hypotheses")
     if others is not None:
         result["comparison"] = compare(hypotheses, others, test.references, **scoring)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...data.lines import read_lines
+from ...data.lines import read_all
 from .corpus import DataConfig, read_parallel
 
 
@@ -42,7 +42,7 @@ def read_test_set(
 
 def read_aligned(path: Path, count: int, spec: str) -> list[str]:
     """The lines of a file, which has to have as many as a test set has sentences."""
-    lines = [line for line in read_lines([path]) if line is not None]
+    lines = read_all([path])
     if len(lines) != count:
         raise ValueError(f"{path} has {len(lines):,} lines, but {spec} has {count:,} sentences: give one line for each")
     return lines
@@ -57,6 +57,5 @@ def _published(name: str, langpair: str) -> tuple[list[str], list[list[str]]]:
     dataset: Any = DATASETS[name]
     if langpair not in dataset.langpairs:
         raise ValueError(f"the test set {name} is not there for {langpair}, only for {', '.join(dataset.langpairs)}")
-    files = [dataset.get_source_file(langpair), *dataset.get_reference_files(langpair)]
-    sources, *references = [Path(file).read_text("utf-8").rstrip("\n").split("\n") for file in files]
-    return sources, references
+    sources = read_all([Path(dataset.get_source_file(langpair))])
+    return sources, [read_aligned(Path(file), len(sources), name) for file in dataset.get_reference_files(langpair)]

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ... import models as _register  # noqa: F401 (makes AutoModelForSeq2SeqLM know our models)
 from ...data.tokenizer import load_tokenizers
-from ...training.checkpoints import WEIGHTS, checkpoints
+from ...training.checkpoints import WEIGHTS, checkpoints, loading
 from ...training.generation import Hypothesis, Search, search_sorted, sorted_batches
 from .corpus import SIDES
 
@@ -51,13 +50,10 @@ class Translator:
             found = checkpoints(path)
             hint = f"training has not finished, but there is {found[-1]}" if found else "give the folder of a run"
             raise FileNotFoundError(f"no model in {path} ({WEIGHTS}): {hint}")
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
+        with loading(path) as usual:
             # Without an answer transformers would ask on standard input, where the text to translate comes from.
-            model = AutoModelForSeq2SeqLM.from_pretrained(path, trust_remote_code=False).eval().to(device)
+            model = AutoModelForSeq2SeqLM.from_pretrained(path, trust_remote_code=False).eval().to(device or usual)
             tokenizers = load_tokenizers(path, SIDES)
-        except (SafetensorError, ValueError) as error:
-            raise ValueError(f"the model in {path} cannot be loaded, a file of it may be damaged: {error}") from error
         return cls(model, **tokenizers)
 
     def translate(
@@ -77,8 +73,8 @@ class Translator:
         Raises:
             ValueError: fewer beams than translations wanted, or prefixes that are not as many as lines, or too long.
         """
-        begun = None if prefixes is None else [self._encode_prefix(prefix) for prefix in prefixes]
-        if begun is not None and len(begun) != len(lines):
+        begun = [[]] * len(lines) if prefixes is None else [self._encode_prefix(prefix) for prefix in prefixes]
+        if len(begun) != len(lines):
             raise ValueError(f"prefixes must be one for each of the {len(lines)} lines; got {len(begun)}")
         with tqdm(total=len(lines), unit="line", disable=not progress) as bar:
             encoded = [self._encode(line, number) for number, line in enumerate(lines, 1)]
@@ -123,7 +119,8 @@ class Translator:
                 ]
                 source, target = (side.to(self.model.device) for side in sides)
                 labels = target["input_ids"].masked_fill(target["attention_mask"] == 0, -100)
-                logits = self.model(**source, labels=labels, use_cache=False).logits
+                shifted = self.model.prepare_decoder_input_ids_from_labels(labels)
+                logits = self.model(**source, decoder_input_ids=shifted, use_cache=False).logits
                 losses = F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
                 counts = target["attention_mask"].sum(1).tolist()
                 for i, loss, count in zip(batch, losses.sum(1).tolist(), counts, strict=True):
@@ -205,7 +202,7 @@ class Translator:
         return ids
 
     def _translate(
-        self, lines: list[list[list[int]]], search: Search, bar: tqdm, prefixes: list[list[int]] | None = None
+        self, lines: list[list[list[int]]], search: Search, bar: tqdm, prefixes: list[list[int]]
     ) -> list[list[Hypothesis]]:
         """Translations of lines in pieces, of which the first begins with the prefix of the line."""
         pieces = [piece for line in lines for piece in line]
@@ -213,7 +210,7 @@ class Translator:
         missing = [len(line) for line in lines]
         found: list[list[Hypothesis]] = [[] for _ in pieces]
         bar.update(missing.count(0))
-        begun = prefixes and [prefixes[n] if i == 0 else [] for n, line in enumerate(lines) for i in range(len(line))]
+        begun = [prefixes[n] if i == 0 else [] for n, line in enumerate(lines) for i in range(len(line))]
         for i, hypotheses in search_sorted(self.model, pieces, self.tokenizers, search, begun):
             found[i] = hypotheses
             missing[owners[i]] -= 1
