@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from dynaconv.bench.machine import describe
 from dynaconv.data.batching import Seq2SeqCollator, TokenBatchSampler
-from dynaconv.tasks.translation.corpus import Corpus, prepare
+from dynaconv.seq2seq.corpus import Corpus, prepare
 from dynaconv.tasks.translation.evaluation import evaluate
 from dynaconv.tasks.translation.recipe import Recipe
 from dynaconv.tasks.translation.test_sets import EvaluationSet
@@ -55,7 +55,7 @@ def decoding_speed(translators: dict[str, Translator], lines: list[str], rounds:
         for name, translator in translators.items():
             translator.model.eval()
             started = time.perf_counter()
-            translator.translate(lines, beams=4)
+            translator.generate(lines, beams=4)
             speeds[name].append(len(lines) / (time.perf_counter() - started))
     return {name: median(values) for name, values in speeds.items()}
 

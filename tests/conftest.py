@@ -54,9 +54,10 @@ def write_tsv(path: Path, pairs: list[tuple[str, str]]) -> Path:
     return path
 
 
-def write_recipe(folder: Path, **sections: dict) -> Path:
+def write_recipe(folder: Path, task: str = "translation", **sections: dict) -> Path:
     """A recipe that trains a tiny model on toy pairs in seconds; sections override its values."""
     recipe = {
+        "task": task,
         "data": {"train": str(write_tsv(folder / "train.tsv", toy_pairs(600))), "valid_size": 40, "test_size": 40},
         "tokenizer": {"vocab_size": 120},
         "model": {
@@ -85,7 +86,7 @@ def write_recipe(folder: Path, **sections: dict) -> Path:
         },
     }
     for name, values in sections.items():
-        recipe[name].update(values)
+        recipe[name] = recipe.get(name, {}) | values
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return path

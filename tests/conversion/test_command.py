@@ -33,7 +33,7 @@ def test_converted_translated_and_evaluated(tmp_path, capsys):
     for beams, length_penalty in BEAMS:
         expected = arrays[f"main_left/beam{beams}_lenpen{length_penalty}/tokens"]
         scores = arrays[f"main_left/beam{beams}_lenpen{length_penalty}/scores"]
-        found = translator.translate(lines, beams=beams, length_penalty=length_penalty, nbest=beams)
+        found = translator.generate(lines, beams=beams, length_penalty=length_penalty, nbest=beams)
         hypotheses = [hypothesis for row in found for hypothesis in row]
         assert [hypothesis.text.split() for hypothesis in hypotheses] == [
             symbols(tokens, target) for tokens in expected

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from dynaconv.data.sources.debian import align_descriptions, read
-from dynaconv.tasks.translation.corpus import DataConfig, load_parallel
+from dynaconv.seq2seq.corpus import load_pairs
+from dynaconv.tasks.translation.recipe import DataConfig
 
 ENGLISH = """Package: hello
 Description-md5: aaa1
@@ -121,9 +122,9 @@ def test_both_directions_and_the_second_call_needs_no_apt(tmp_path, index, apt_g
     assert {path.suffix for path in (tmp_path / "debian").iterdir()} == {".json", ""}
 
 
-def test_through_load_parallel(tmp_path, apt_get):
+def test_through_load_pairs(tmp_path, apt_get):
     apt_get(APT_GET)
-    splits = load_parallel(DataConfig(format="debian", valid_size=1, test_size=1), tmp_path / "cache")
+    splits = load_pairs(DataConfig(format="debian", valid_size=1, test_size=1), tmp_path / "cache")
     assert sorted(pair for text in splits.values() for pair in zip(*text.values(), strict=True)) == sorted(PAIRS)
 
 

@@ -86,6 +86,17 @@ class TokenBatchSampler(Sampler[list[int]]):
         return np.lexsort((ties, *reversed(self.sort_keys), self.lengths))
 
 
+def sorted_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices in batches of longest x count <= max_tokens, longest first; a longer one is a batch of its own."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= max_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
 class Seq2SeqCollator:
     """Pairs of sequences to a batch: `input_ids`, `attention_mask`, `decoder_input_ids`, `labels`, [B, T] int64."""
 

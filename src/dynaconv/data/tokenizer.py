@@ -73,13 +73,16 @@ def load_tokenizers(directory: Path, columns: Iterable[str]) -> Tokenizers:
     return dict.fromkeys(folders, load(directory))
 
 
-def tokenize(lines: list[str], tokenizer: PreTrainedTokenizerFast, title: str) -> tuple[np.ndarray, list[int]]:
+def tokenize(
+    lines: list[str], tokenizer: PreTrainedTokenizerFast, title: str, limit: int | None = None
+) -> tuple[np.ndarray, list[int]]:
     """Ids of all lines one after the other, and the number of each line's.
 
     Args:
         lines: the text.
         tokenizer: adds the end of sequence.
         title: of the progress bar, shown for 50,000 lines and more.
+        limit: tokens of a line at most, with the end of sequence: what is behind is left out; None: all of them.
 
     Returns:
         [sum of lengths] uint16, or uint32 for vocabularies over 65,536, and [N] lengths.
@@ -89,10 +92,16 @@ def tokenize(lines: list[str], tokenizer: PreTrainedTokenizerFast, title: str) -
     with tqdm(total=len(lines), desc=title, unit="line", disable=len(lines) < 50000) as bar:
         for start in range(0, len(lines), 10000):
             encodings = tokenizer.backend_tokenizer.encode_batch_fast(lines[start : start + 10000])
-            parts.append(np.concatenate([np.array(encoding.ids, dtype) for encoding in encodings]))
-            lengths += [len(encoding.ids) for encoding in encodings]
+            rows = [cut(encoding.ids, limit) for encoding in encodings]
+            parts.append(np.concatenate([np.array(ids, dtype) for ids in rows]))
+            lengths += map(len, rows)
             bar.update(len(encodings))
     return np.concatenate(parts), lengths
+
+
+def cut(ids: list[int], limit: int | None) -> list[int]:
+    """The ids of a text, or as many of them as are allowed with its end."""
+    return ids if limit is None or len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
 
 
 def _train(lines: list[str], config: TokenizerConfig) -> PreTrainedTokenizerFast:

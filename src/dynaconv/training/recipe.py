@@ -108,6 +108,17 @@ def check_recipe(content: dict[str, Any], kind: type[R], name: str) -> R:
     raise ValueError(f"{name}: {'; '.join(mistakes)}")
 
 
+def task_of(model: Path | None) -> str | None:
+    """The task that a model was trained for; None where no recipe stands beside it."""
+    path = model and next((path for path in recipe_files(model) if path.is_file()), None)
+    return read_recipe(path).get("task") if path else None
+
+
+def recipe_files(model: Path) -> list[Path]:
+    """Where the recipe of a model may be: in its run folder, which may be the parent of a checkpoint."""
+    return [model / "recipe.yaml", model.parent / "recipe.yaml"]
+
+
 def load_recipe(path: str | Path, kind: type[R]) -> R:
     """Read a recipe; see :func:`read_recipe` and :func:`check_recipe`."""
     return check_recipe(read_recipe(path), kind, str(path))

@@ -7,7 +7,8 @@ import pytest
 
 from dynaconv.data.splits import near_duplicate_key
 from dynaconv.data.text import Text, count_rows
-from dynaconv.tasks.translation.corpus import DataConfig, load_parallel
+from dynaconv.seq2seq.corpus import load_pairs
+from dynaconv.tasks.translation.recipe import DataConfig
 
 from ...conftest import toy_pairs, write_tsv
 
@@ -24,7 +25,7 @@ def test_cleaning_drops_and_counts(tmp_path, caplog):
     ]
     path = write_tsv(tmp_path / "train.tsv", good + bad + kept)
     with caplog.at_level(logging.INFO, "dynaconv"):
-        splits = load_parallel(DataConfig(train=str(path), valid_size=1, test_size=1, max_words=10))
+        splits = load_pairs(DataConfig(train=str(path), valid_size=1, test_size=1, max_words=10))
     pairs = {pair for text in splits.values() for pair in zip(*text.values(), strict=True)}
     assert pairs == {*good, *kept[:2], ("König Drosselbart", "King Thrushbeard")}
     for part in (
@@ -41,22 +42,22 @@ def test_cleaning_drops_and_counts(tmp_path, caplog):
 def test_nothing_left_after_cleaning(tmp_path):
     path = write_tsv(tmp_path / "train.tsv", [("", "a"), ("b", "c d e f g h")])
     with pytest.raises(ValueError, match=r"empty after cleaning \(2 pairs read; dropped: 1 empty, 1 sides differ"):
-        load_parallel(DataConfig(train=str(path)))
+        load_pairs(DataConfig(train=str(path)))
     path.write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match=r"empty after cleaning \(0 pairs read; dropped: none\)"):
-        load_parallel(DataConfig(train=str(path)))
+        load_pairs(DataConfig(train=str(path)))
     full = str(write_tsv(tmp_path / "full.tsv", toy_pairs(20)))
     with pytest.raises(ValueError, match=r"data\.test .*train\.tsv has no lines"):
-        load_parallel(DataConfig(train=full, test=str(path), valid_size=1))
+        load_pairs(DataConfig(train=full, test=str(path), valid_size=1))
 
 
 def test_no_training_text_named():
     with pytest.raises(ValueError, match=r"data\.train must be given for data\.format tsv"):
-        load_parallel(DataConfig())
+        load_pairs(DataConfig())
     with pytest.raises(
         ValueError, match=r"data\.format debian reads no data\.train, got x\.tsv: set data\.format to tsv"
     ):
-        load_parallel(DataConfig(format="debian", train="x.tsv"))
+        load_pairs(DataConfig(format="debian", train="x.tsv"))
 
 
 def repetitive_pairs(count: int = 400) -> list[tuple[str, str]]:
@@ -75,18 +76,18 @@ def shared_keys(splits: dict[str, Text]) -> int:
 def test_no_near_duplicates_across_splits(tmp_path):
     train = str(write_tsv(tmp_path / "train.tsv", repetitive_pairs()))
     config = DataConfig(train=train, valid_size=10, test_size=10)
-    splits = load_parallel(config)
+    splits = load_pairs(config)
     assert [count_rows(text) for text in splits.values()] == [400 - 4 * 20, 10, 10]
     assert list(splits) == ["train", "valid", "test"]
     assert shared_keys(splits) == 0
-    assert splits == load_parallel(config)
+    assert splits == load_pairs(config)
     config.seed = 2
-    assert splits["valid"] != load_parallel(config)["valid"]
+    assert splits["valid"] != load_pairs(config)["valid"]
 
 
 def test_the_check_above_finds_near_duplicates_where_they_are_kept(tmp_path):
     train = str(write_tsv(tmp_path / "train.tsv", repetitive_pairs()))
-    splits = load_parallel(DataConfig(train=train, valid_size=10, test_size=10, near_duplicates=True))
+    splits = load_pairs(DataConfig(train=train, valid_size=10, test_size=10, near_duplicates=True))
     assert count_rows(splits["train"]) == 380
     assert shared_keys(splits) > 10
 
@@ -95,7 +96,7 @@ def test_training_text_loses_near_duplicates_of_given_files(tmp_path):
     pairs = repetitive_pairs()
     train, valid = write_tsv(tmp_path / "train.tsv", pairs), write_tsv(tmp_path / "valid.tsv", pairs[:3])
     config = DataConfig(train=str(train), valid=str(valid), test_size=5)
-    splits = load_parallel(config)
+    splits = load_pairs(config)
     assert list(zip(*splits["valid"].values(), strict=True)) == pairs[:3]
     assert count_rows(splits["train"]) == 400 - 3 * 4 - 5 * 4
     assert shared_keys(splits) == 0
@@ -104,8 +105,8 @@ def test_training_text_loses_near_duplicates_of_given_files(tmp_path):
 def test_nothing_but_near_duplicates(tmp_path):
     path = str(write_tsv(tmp_path / "train.tsv", repetitive_pairs()))
     with pytest.raises(ValueError, match=r"all 400 training pairs nearly repeat data\.valid or data\.test"):
-        load_parallel(DataConfig(train=path, valid=path, test=path))
+        load_pairs(DataConfig(train=path, valid=path, test=path))
     with pytest.raises(ValueError, match="cannot hold out 1,000 of 100 rows"):
-        load_parallel(DataConfig(train=path))
+        load_pairs(DataConfig(train=path))
     with pytest.raises(ValueError, match=r"data\.valid_size must be at least 1, got 0"):
-        load_parallel(DataConfig(train=path, valid_size=0))
+        load_pairs(DataConfig(train=path, valid_size=0))

@@ -28,9 +28,9 @@ def texts(found):
 
 @pytest.mark.parametrize("beams", [1, 4])
 def test_prefixes(translator, beams):
-    free = texts(translator.translate(SOURCES, beams=beams))
+    free = texts(translator.generate(SOURCES, beams=beams))
     begun = ["", "three", " ".join(free[2][0].split()[:3]), "five white", "two red dogs", free[5][0]]
-    found = translator.translate(SOURCES, prefixes=begun, beams=beams)
+    found = translator.generate(SOURCES, prefixes=begun, beams=beams)
     for [best], prefix in zip(found, begun, strict=True):
         assert best.text.startswith(prefix)
         assert best.score > -50
@@ -38,42 +38,42 @@ def test_prefixes(translator, beams):
     assert [forced[0], forced[2], forced[5]] == [free[0], free[2], free[5]]
     assert forced[1] != free[1] or free[1][0].startswith("three")
     for line, prefix, alone in zip(SOURCES, begun, found, strict=True):
-        [[hypothesis]] = translator.translate([line], prefixes=[prefix], beams=beams)
+        [[hypothesis]] = translator.generate([line], prefixes=[prefix], beams=beams)
         assert hypothesis.text == alone[0].text
         assert hypothesis.score == pytest.approx(alone[0].score, abs=1e-4)
 
 
 def test_an_unknown_prefix(translator, caplog):
-    translator.translate(SOURCES[:1], prefixes=["猫"])
+    translator.generate(SOURCES[:1], prefixes=["猫"])
     assert "prefix '猫': " in caplog.text
     assert "tokens are unknown to the model" in caplog.text
 
 
 def test_a_prefix_begins_the_first_piece_of_a_long_line(translator):
-    [[best]] = translator.translate(["zwei rote Hunde sehen. " * 80], prefixes=["five white"])
+    [[best]] = translator.generate(["zwei rote Hunde sehen. " * 80], prefixes=["five white"])
     assert best.text.startswith("five white")
     assert best.text.count("five white") == 1
 
 
 def test_scores_of_forced_and_given_translations_are_those_of_the_search(translator):
     """Each of them: of all beams, at another length penalty, in batches of other sentences."""
-    found = translator.translate(SOURCES, beams=3, nbest=3, length_penalty=0.7)
+    found = translator.generate(SOURCES, beams=3, nbest=3, length_penalty=0.7)
     rows = [(source, h) for source, line in zip(SOURCES, found, strict=True) for h in line]
     given = translator.score([source for source, _ in rows], [h.text for _, h in rows], max_tokens=60)
     for (total, tokens), (_, hypothesis) in zip(given, rows, strict=True):
         assert total / tokens**0.7 == pytest.approx(hypothesis.score, abs=1e-4)
-    [[forced]] = translator.translate(SOURCES[:1], prefixes=["five white"], beams=1)
+    [[forced]] = translator.generate(SOURCES[:1], prefixes=["five white"], beams=1)
     [(total, tokens)] = translator.score(SOURCES[:1], [forced.text])
     assert total / tokens == pytest.approx(forced.score, abs=1e-4)
 
 
 def test_lengths_and_repetitions(translator):
     tokenizer = translator.tokenizers["target"]
-    lengths = [len(tokenizer(best[0].text)["input_ids"]) for best in translator.translate(SOURCES, max_length=5)]
+    lengths = [len(tokenizer(best[0].text)["input_ids"]) for best in translator.generate(SOURCES, max_length=5)]
     assert max(lengths) <= 6  # a text that was cut may be tokenised in another way
-    longer = translator.translate(SOURCES, min_length=30, max_length=31)
+    longer = translator.generate(SOURCES, min_length=30, max_length=31)
     assert min(len(tokenizer(best[0].text)["input_ids"]) for best in longer) >= 20
-    varied = translator.translate(SOURCES, min_length=30, max_length=31, no_repeat_ngram_size=2)
+    varied = translator.generate(SOURCES, min_length=30, max_length=31, no_repeat_ngram_size=2)
     for repeated, once in zip(texts(longer), texts(varied), strict=True):
         bigrams = [list(pairwise(text[0].split())) for text in (repeated, once)]
         assert len(set(bigrams[0])) < len(bigrams[0])
@@ -93,7 +93,7 @@ def test_bad_arguments(translator):
         "no_repeat_ngram_size must be 0 or more; got -1": {"no_repeat_ngram_size": -1},
     }.items():
         with pytest.raises(ValueError, match=options):
-            translator.translate(SOURCES[:1], **message)
+            translator.generate(SOURCES[:1], **message)
     with pytest.raises(ValueError, match="targets must be one for each of the 2 sources; got 1"):
         translator.score(SOURCES[:2], TARGETS[:1])
     with pytest.raises(ValueError, match="pair 2: the target has 3001 tokens, the model takes 1023: cut it"):
@@ -166,7 +166,7 @@ def test_on_the_command_line(toy_run, tmp_path, cache):
     assert "paired bootstrap of 1000" in " ".join(result.stdout.split())
     record = json.loads((tmp_path / "s.json").read_text())
     assert len(record["length_penalties"]) == 11
-    assert record["options"]["length_penalty"] in (0, 0.2, 0.4, 0.6, 0.8, 1, 1.2, 1.4, 1.6, 1.8, 2)
+    assert record["search"]["length_penalty"] in (0, 0.2, 0.4, 0.6, 0.8, 1, 1.2, 1.4, 1.6, 1.8, 2)
     assert record["comparison"]["BLEU"]["baseline"] == 100
     result = run_cli("translate", toy_run, "--prefix", "five white", tmp_path / "more.txt", cache=cache,
                      stdin=subprocess.DEVNULL)  # fmt: skip

@@ -13,8 +13,9 @@ import pytest
 from dynaconv.data import store
 from dynaconv.data.sources import debian
 from dynaconv.data.tokenizer import TokenizerConfig
-from dynaconv.tasks.translation import corpus as module
-from dynaconv.tasks.translation.corpus import DataConfig, prepare
+from dynaconv.seq2seq import corpus as module
+from dynaconv.seq2seq.corpus import prepare
+from dynaconv.tasks.translation.recipe import DataConfig
 
 from ...conftest import toy_pairs, write_tsv
 
@@ -57,7 +58,7 @@ def test_pickled_datasets_are_small_and_equal(tmp_path, config):
 
 def test_second_call_reads_the_cache(tmp_path, config, monkeypatch):
     first = prepare(config, VOCABULARY, tmp_path)
-    monkeypatch.setattr(module, "load_parallel", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(module, "load_pairs", lambda *_: pytest.fail("read again"))
     second = prepare(config, VOCABULARY, tmp_path)
     assert second.directory == first.directory
     assert second.text == first.text
@@ -173,7 +174,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from dynaconv.data.tokenizer import TokenizerConfig
-from dynaconv.tasks.translation.corpus import DataConfig, prepare
+from dynaconv.seq2seq.corpus import prepare
+from dynaconv.tasks.translation.recipe import DataConfig
 Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # between the last write and the rename
 prepare(DataConfig(train=sys.argv[1], valid_size=10, test_size=20), TokenizerConfig(vocab_size=120), Path(sys.argv[2]))
 """

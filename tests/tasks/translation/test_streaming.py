@@ -40,7 +40,7 @@ def whole(toy_run, tmp_path_factory) -> list[str]:
 
 def test_windows_change_nothing(translator, whole):
     options = {"max_tokens": 40, "beams": 2, "nbest": 2}
-    expected = translator.translate(LINES, **options)
+    expected = translator.generate(LINES, **options)
     windows = list(translator.stream(LINES, **options))
     assert len(windows) > 3
     found = [hypotheses for window in windows for hypotheses in window]
@@ -56,9 +56,9 @@ def test_a_line_does_not_depend_on_its_batch(translator, monkeypatch, beams):
     generation = translator.model.generation_config
     monkeypatch.setattr(generation, "suppress_tokens", [generation.eos_token_id], raising=False)
     lines = ["Hunde", "zwei rote Hunde sehen drei blaue Katzen " * 3]
-    together = translator.translate(lines, beams=beams, nbest=beams)
+    together = translator.generate(lines, beams=beams, nbest=beams)
     for line, found in zip(lines, together):
-        [alone] = translator.translate([line], beams=beams, nbest=beams)
+        [alone] = translator.generate([line], beams=beams, nbest=beams)
         assert [h.text for h in found] == [h.text for h in alone]
         assert [h.score for h in found] == pytest.approx([h.score for h in alone], abs=1e-4)
     words = [len(found[0].text.split()) for found in together]

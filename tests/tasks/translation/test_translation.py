@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from dynaconv import cli, versions
+from dynaconv.data.batching import sorted_batches
 from dynaconv.tasks.translation.evaluation import score
 from dynaconv.tasks.translation.translator import Translator
-from dynaconv.training.generation import sorted_batches
 
 from ...conftest import run_cli, toy_pairs
 
@@ -29,7 +29,7 @@ def translate(toy_run, text, *options):
 
 def test_the_toy_language_is_learned(translator):
     pairs = toy_pairs(50, seed=5)
-    found = translator.translate([source for source, _ in pairs])
+    found = translator.generate([source for source, _ in pairs])
     correct = sum(best[0].text == target for best, (_, target) in zip(found, pairs, strict=True))
     assert correct >= 45
 
@@ -50,7 +50,7 @@ def test_lines_of_every_kind_in_order(toy_run):
     assert "tokens are unknown to the model" in messages
     assert "line 5: 10001 tokens, translated in" in messages
     assert "line 8: not valid UTF-8" in messages
-    assert "sentences/s" in messages
+    assert "lines/s" in messages
 
 
 def test_nbest(toy_run):
@@ -65,7 +65,7 @@ def test_nbest(toy_run):
 def test_scores_are_log_probabilities_per_token(translator):
     """Beam search over one beam is greedy search; its score is the mean log-probability, as teacher forcing gives it."""
     line = toy_pairs(1, seed=8)[0][0]
-    [[best]] = translator.translate([line], beams=1)
+    [[best]] = translator.generate([line], beams=1)
     ids = torch.tensor([translator.tokenizers["source"](line)["input_ids"]])
     labels = torch.tensor([translator.tokenizers["target"](best.text)["input_ids"]])
     with torch.no_grad():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from ...training.generation import sorted_batches
+from ...data.batching import sorted_batches
 
 
 @dataclass(frozen=True)

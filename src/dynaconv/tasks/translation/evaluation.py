@@ -2,13 +2,14 @@
 
 import logging
 import re
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.significance import PairedTest
 
+from ...seq2seq.evaluation import generate_timed
+from ...seq2seq.search import Search
 from .test_sets import EvaluationSet
 from .translator import Translator
 
@@ -82,27 +83,17 @@ def evaluate(translator: Translator, test: EvaluationSet, *, language: str, **op
         translator: the model.
         test: the test set.
         language: of the target.
-        **options: `lowercase` and `compound_split` for :func:`score`, the rest for :meth:`Translator.translate`.
+        **options: `lowercase` and `compound_split` for :func:`score`, the rest for :meth:`Translator.generate`.
 
     Returns:
-        `scores` as from :func:`score`, `hypotheses`, `sentences`, `seconds`, `sentences_per_second`.
+        `scores` as from :func:`score`, and what :func:`generate_timed` gives.
     """
     scoring = {name: options.pop(name) for name in ("lowercase", "compound_split") if name in options}
-    started = time.perf_counter()
-    hypotheses = [best[0].text for best in translator.translate(test.sources, progress=True, **options)]
-    seconds = time.perf_counter() - started
-    return {
-        "scores": score(hypotheses, test.references, language=language, **scoring),
-        "hypotheses": hypotheses,
-        "sentences": len(hypotheses),
-        "seconds": round(seconds, 2),
-        "sentences_per_second": round(len(hypotheses) / seconds, 2),
-    }
+    result = generate_timed(translator, test.sources, **options)
+    return {"scores": score(result["hypotheses"], test.references, language=language, **scoring)} | result
 
 
-def tune(
-    translator: Translator, test: EvaluationSet, penalties: Iterable[float], **options: Any
-) -> tuple[float, dict[str, Any]]:
+def tune(translator: Translator, test: EvaluationSet, penalties: Iterable[float], **options: Any) -> dict[str, Any]:
     """The length penalty with the highest BLEU on a validation set, which must not be what is reported on.
 
     Args:
@@ -112,15 +103,20 @@ def tune(
         **options: the others of :func:`evaluate`.
 
     Returns:
-        the length penalty, and what :func:`evaluate` gives with it; its `length_penalties` are {penalty: BLEU}.
+        what :func:`evaluate` gives with it, and `length_penalties`, {penalty: BLEU}.
+
+    Raises:
+        ValueError: one beam, which does not depend on it.
     """
+    if Search.of(translator.model, beams=options.get("beams")).beams == 1:
+        raise ValueError("--tune needs two or more --beams: greedy search does not depend on the length penalty")
     results = {}
     for penalty in penalties:
         results[penalty] = evaluate(translator, test, length_penalty=penalty, **options)
         logger.info("length penalty %.1f: %.2f BLEU", penalty, results[penalty]["scores"]["BLEU"]["score"])
     scores = {penalty: result["scores"]["BLEU"]["score"] for penalty, result in results.items()}
     best = max(scores, key=scores.__getitem__)
-    return best, results[best] | {"length_penalties": scores}
+    return results[best] | {"length_penalties": scores}
 
 
 def _metrics(language: str, lowercase: bool, **options: Any) -> dict[str, Any]:

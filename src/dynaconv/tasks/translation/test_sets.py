@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...data.lines import read_all
-from .corpus import DataConfig, read_parallel
+from ...seq2seq.corpus import read_pairs
+from .recipe import DataConfig
 
 
 class EvaluationSet(NamedTuple):
@@ -33,7 +34,7 @@ def read_test_set(
     if config is None:
         sources, given = _published(spec, langpair)
     else:
-        text = read_parallel(spec, config)
+        text = read_pairs(spec, config)
         sources, given = text["source"], [text["target"]]
     if not sources:
         raise ValueError(f"{spec} has no sentences")

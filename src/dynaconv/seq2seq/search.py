@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
+from ..data.batching import sorted_batches
+
 
 class Hypothesis(NamedTuple):
     """A text and its score: log-probability / length ** length_penalty (length with end of sequence)."""
@@ -25,9 +27,9 @@ class Search:
         nbest: hypotheses per sequence, at most `beams`.
         max_tokens: batch size, source tokens x beams.
         no_repeat_ngram_size: no hypothesis has n tokens in a row that it has had before; 0: all may repeat.
-        min_length: tokens before the end of sequence; 0: as many as the model's generation configuration says.
-        max_length: tokens with the end of sequence; 0: twice those of the source and 20, or what the minimum needs,
-            behind a prefix.
+        min_length: tokens before the end of sequence.
+        max_length: tokens with the end of sequence; 0: twice those of the source and 20, but at most as many as the
+            model's generation configuration says, or what the minimum needs, behind a prefix.
 
     Raises:
         ValueError: fewer beams than hypotheses wanted, a negative size, or a maximum below the minimum.
@@ -53,6 +55,18 @@ class Search:
             )
         if self.max_length and self.max_length <= self.min_length:
             raise ValueError(f"max_length must be above min_length = {self.min_length}; got {self.max_length}")
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, **given: Any) -> "Search":
+        """As a model's generation configuration says, where nothing else is given (None: nothing)."""
+        config: Any = model.generation_config
+        said = {
+            "beams": config.num_beams,
+            "length_penalty": config.length_penalty,
+            "no_repeat_ngram_size": config.no_repeat_ngram_size,
+            "min_length": config.min_new_tokens,
+        }
+        return cls(**{name: value for part in (said, given) for name, value in part.items() if value is not None})
 
     @property
     def batch_tokens(self) -> int:
@@ -92,22 +106,12 @@ def search_sorted(
 
 def _limit(model: Any, source: int, prefix: int, search: Search) -> int:
     """Tokens of a hypothesis at most, for so many tokens of the source and of the prefix."""
-    limit = search.max_length or max(2 * source + 20, search.min_length + 1) + prefix
+    usual = min(2 * source + 20, model.generation_config.max_new_tokens or model.config.max_target_positions)
+    limit = search.max_length or max(usual, search.min_length + 1) + prefix
     limit = min(limit, model.config.max_target_positions - 1)
     if limit <= max(prefix, search.min_length):
         raise ValueError(f"a hypothesis of at most {limit} tokens has no room for its prefix or minimal length")
     return limit
-
-
-def sorted_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices in batches of longest x count <= max_tokens, longest first; a longer one is a batch of its own."""
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= max_tokens:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
 
 
 class _LengthLimits(StoppingCriteria):
@@ -138,7 +142,6 @@ def _search_batch(
 ) -> list[list[Hypothesis]]:  # fmt: skip
     padded = tokenizers["source"].pad({"input_ids": batch}, return_tensors="pt").to(model.device)
     stop = _LengthLimits(torch.tensor(limits, device=model.device))
-    constraints = {"no_repeat_ngram_size": search.no_repeat_ngram_size, "min_new_tokens": search.min_length}
     output = model.generate(
         **{name: padded[name] for name in ("input_ids", "attention_mask")},
         num_beams=search.beams,
@@ -146,7 +149,8 @@ def _search_batch(
         length_penalty=search.length_penalty,
         do_sample=False,
         max_new_tokens=max(limits),
-        **{name: value for name, value in constraints.items() if value},
+        no_repeat_ngram_size=search.no_repeat_ngram_size,
+        min_new_tokens=search.min_length,
         **_begin_with(prefixes, torch.arange(model.config.vocab_size, device=model.device)),
         stopping_criteria=StoppingCriteriaList([stop]),
         return_dict_in_generate=True,

@@ -1,4 +1,4 @@
-"""Parallel text: read, cleaned, split, and tokenized once."""
+"""Pairs of texts: read, cleaned, split, and tokenized once."""
 
 import json
 import logging
@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from ...data import store
-from ...data.arrays import TokenArrays, write_tokens
-from ...data.sources import SOURCES, Columns, Source
-from ...data.splits import hold_out, near_duplicate_groups, without_near_duplicates
-from ...data.text import Text, count_rows, normalize, take
-from ...data.tokenizer import (
+from ..data import store
+from ..data.arrays import TokenArrays, write_tokens
+from ..data.sources import SOURCES, Columns
+from ..data.splits import hold_out, near_duplicate_groups, without_near_duplicates
+from ..data.text import Text, count_rows, normalize, take
+from ..data.tokenizer import (
     TokenizerConfig,
     Tokenizers,
     load_tokenizers,
@@ -25,24 +25,22 @@ logger = logging.getLogger("dynaconv")
 
 SIDES = ("source", "target")
 SPLITS = ("train", "valid", "test")
-_FORMAT = 3  # raise it whenever the same configuration would give other arrays
+_FORMAT = 4  # raise it whenever the same configuration would give other arrays
 
 
 @dataclass
-class DataConfig:
-    """Parallel text: where it comes from, how it is cleaned and split."""
+class PairConfig:
+    """Pairs of texts: where they come from, how they are cleaned and split. A task says the rest by its methods."""
 
     format: Literal["tsv", "text", "huggingface", "debian"] = "tsv"
     """tsv: a pair per line; text: two aligned files; huggingface: a dataset; debian: its package descriptions."""
     train: str | None = None
-    """tsv: FILE (also .gz, .bz2, .xz). text: PREFIX of PREFIX.de and PREFIX.en. huggingface: NAME[:CONFIG][@SPLIT], or
-    a local file or folder. debian: none."""
+    """tsv: FILE (also .gz, .bz2, .xz). text: PREFIX of PREFIX.NAME for each side. huggingface: NAME[:CONFIG][@SPLIT],
+    or a local file or folder. debian: none."""
     valid: str | None = None
     """The same for the validation set (debian: a tsv file); None: held out from the training text."""
     test: str | None = None
     """The same for the test set (debian: a tsv file); None: held out from the training text."""
-    source_lang: str = "de"
-    target_lang: str = "en"
     source_column: int = 0
     """Of a tsv file, counted from 0."""
     target_column: int = 1
@@ -51,14 +49,32 @@ class DataConfig:
     """Pairs, where they are held out."""
     test_size: int = 1000
     """Pairs, where they are held out."""
-    max_words: int = 175
-    """Training pairs with a longer side are dropped."""
-    max_ratio: float = 1.5
-    """Training pairs whose sides differ more than by this factor plus 3 words are dropped."""
     near_duplicates: bool = False
     """Keep training pairs that nearly repeat a held-out one; scores on the held-out text then measure memory too."""
     seed: int = 1
     """Of the choice of held-out pairs."""
+
+    def names(self) -> dict[str, str]:
+        """{side: what aligned files, datasets and Debian call it}."""
+        raise NotImplementedError
+
+    def limits(self) -> dict[str, int | None]:
+        """{side: tokens to which it is cut, with the end of sequence; None: it is not}."""
+        return dict.fromkeys(SIDES)
+
+    def reason_to_drop(self, source: str, target: str) -> str | None:
+        """Why a training pair of which no side is empty is not good enough; None: it is."""
+        return None
+
+    def format_of(self, spec: str) -> str:
+        """The format of one of `train`, `valid` and `test`."""
+        return "tsv" if self.format == "debian" and spec else self.format
+
+    def columns_of(self, spec: str) -> Columns:
+        """{side: column} of one of `train`, `valid` and `test`."""
+        if self.format_of(spec) == "tsv":
+            return {"source": self.source_column, "target": self.target_column}
+        return self.names()
 
 
 @dataclass
@@ -75,7 +91,7 @@ class Corpus:
 
     @property
     def joint(self) -> bool:
-        """Both languages share a vocabulary."""
+        """Both sides share a vocabulary."""
         return self.tokenizers["source"] is self.tokenizers["target"]
 
     def save_text(self, folder: Path) -> None:
@@ -85,8 +101,8 @@ class Corpus:
             (folder / f"{split}.tsv").write_text("".join(lines), encoding="utf-8")
 
 
-def prepare(data: DataConfig, tokenizer: TokenizerConfig, cache: Path | None = None) -> Corpus:
-    """Read, clean, split and tokenize parallel text, or find the result of an earlier call with the same input.
+def prepare(data: PairConfig, tokenizer: TokenizerConfig, cache: Path | None = None) -> Corpus:
+    """Read, clean, split and tokenize pairs of texts, or find the result of an earlier call with the same input.
 
     The same input: equal configurations, and path, size and modification time of the files that the text comes from.
 
@@ -96,17 +112,19 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, cache: Path | None = N
         cache: of the result and of downloads; None: :func:`dynaconv.data.store.cache_directory`.
 
     Raises:
-        ValueError: text that cannot be used, see :func:`load_parallel`.
+        ValueError: text that cannot be used, see :func:`load_pairs`.
         FileNotFoundError: no such file.
         RuntimeError: a download failed.
     """
     cache = cache or store.cache_directory()
     files = [
-        path for spec in _given(data).values() for path in _source(spec, data).files(spec, _columns(spec, data), cache)
+        path
+        for spec in _given(data).values()
+        for path in SOURCES[data.format_of(spec)].files(spec, data.columns_of(spec), cache)
     ]
     key = [_FORMAT, asdict(data), asdict(tokenizer), store.state_of(files)]
     folder = store.made_once(
-        cache / "prepared", key, lambda folder: _write(load_parallel(data, cache), tokenizer, folder)
+        cache / "prepared", key, lambda folder: _write(load_pairs(data, cache), data.limits(), tokenizer, folder)
     )
     text = {
         split: dict(zip(SIDES, json.loads((folder / f"{split}.json").read_text("utf-8")), strict=True))
@@ -116,14 +134,14 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, cache: Path | None = N
     return Corpus(load_tokenizers(folder, SIDES), train, valid, test, text, folder)
 
 
-def load_parallel(config: DataConfig, cache: Path | None = None) -> dict[str, Text]:
+def load_pairs(config: PairConfig, cache: Path | None = None) -> dict[str, Text]:
     """Read, clean and split what a configuration names: {"train", "valid", "test"}.
 
-    Training text is cleaned: whitespace and Unicode (NFC) normalised; pairs dropped that are empty on a side, too long,
-    of very different lengths, untranslated (equal sides of 4 words or more; shorter ones may be names), or that repeat
-    a source or a target seen before. Given validation and test files are only normalised. Where there are none, groups
-    of near-duplicates are drawn at random, one pair of each is held out, and the others are dropped. Training pairs
-    that nearly repeat a given validation or test pair, on either side, are dropped too. What is dropped is logged.
+    Training text is cleaned: whitespace and Unicode (NFC) normalised; pairs dropped that are empty on a side, that the
+    configuration finds not good enough, or that repeat a source or a target seen before. Given validation and test
+    files are only normalised. Where there are none, groups of near-duplicates are drawn at random, one pair of each is
+    held out, and the others are dropped. Training pairs that nearly repeat a given validation or test pair, on either
+    side, are dropped too. What is dropped is logged.
 
     Args:
         config: the text.
@@ -134,7 +152,7 @@ def load_parallel(config: DataConfig, cache: Path | None = None) -> dict[str, Te
         FileNotFoundError: no such file.
         RuntimeError: a download failed.
     """
-    given = {split: read_parallel(spec, config, cache) for split, spec in _given(config).items()}
+    given = {split: read_pairs(spec, config, cache) for split, spec in _given(config).items()}
     train = _clean(given.pop("train"), config)
     given = {split: {side: normalize(lines) for side, lines in text.items()} for split, text in given.items()}
     for split, text in given.items():
@@ -155,8 +173,8 @@ def load_parallel(config: DataConfig, cache: Path | None = None) -> dict[str, Te
     return {"train": take(train, rest), "valid": held_out["valid"], "test": held_out["test"]}
 
 
-def read_parallel(spec: str, config: DataConfig, cache: Path | None = None) -> Text:
-    """Read one source of parallel text as it is: {"source", "target"}.
+def read_pairs(spec: str, config: PairConfig, cache: Path | None = None) -> Text:
+    """Read one source of pairs of texts as it is: {"source", "target"}.
 
     Args:
         spec: a value of `config.train`, `valid` or `test`; "" where the format has one text only.
@@ -168,10 +186,11 @@ def read_parallel(spec: str, config: DataConfig, cache: Path | None = None) -> T
         FileNotFoundError: no such file.
         RuntimeError: a download failed.
     """
-    return _source(spec, config).read(spec, _columns(spec, config), cache or store.cache_directory())
+    source = SOURCES[config.format_of(spec)]
+    return source.read(spec, config.columns_of(spec), cache or store.cache_directory())
 
 
-def _given(config: DataConfig) -> dict[str, str]:
+def _given(config: PairConfig) -> dict[str, str]:
     """What is read for each split that is not held out of another."""
     if config.format == "debian":
         if config.train is not None:
@@ -184,34 +203,15 @@ def _given(config: DataConfig) -> dict[str, str]:
     return {split: spec for split, spec in specs.items() if spec is not None}
 
 
-def _format(spec: str, config: DataConfig) -> str:
-    return "tsv" if config.format == "debian" and spec else config.format
-
-
-def _source(spec: str, config: DataConfig) -> Source:
-    return SOURCES[_format(spec, config)]
-
-
-def _columns(spec: str, config: DataConfig) -> Columns:
-    if _format(spec, config) == "tsv":
-        return {"source": config.source_column, "target": config.target_column}
-    return {"source": config.source_lang, "target": config.target_lang}
-
-
-def _clean(text: Text, config: DataConfig) -> Text:
+def _clean(text: Text, config: PairConfig) -> Text:
     kept: dict[str, str] = {}
     targets: set[str] = set()
     dropped: Counter[str] = Counter()
     for source, target in zip(*map(normalize, text.values()), strict=True):
-        a, b = source.count(" ") + 1, target.count(" ") + 1
         if not source or not target:
             dropped["empty"] += 1
-        elif max(a, b) > config.max_words:
-            dropped[f"longer than {config.max_words} words"] += 1
-        elif max(a, b) > config.max_ratio * min(a, b) + 3:
-            dropped[f"sides differ by more than {config.max_ratio} x + 3 words"] += 1
-        elif source == target and a >= 4:
-            dropped["untranslated"] += 1
+        elif (reason := config.reason_to_drop(source, target)) is not None:
+            dropped[reason] += 1
         elif source in kept or target in targets:
             dropped["repeated"] += 1
         else:
@@ -239,13 +239,14 @@ def _without_near_duplicates(train: Text, held_out: list[Text]) -> Text:
     return kept
 
 
-def _write(splits: dict[str, Text], config: TokenizerConfig, folder: Path) -> None:
+def _write(splits: dict[str, Text], limits: dict[str, int | None], config: TokenizerConfig, folder: Path) -> None:
     logger.info("learning a vocabulary of %d from %s pairs", config.vocab_size, f"{count_rows(splits['train']):,}")
     tokenizers = train_tokenizers(splits["train"], config)
     save_tokenizers(tokenizers, folder)
     for split, text in splits.items():
         for side, lines in text.items():
-            write_tokens(folder, split, side, *tokenize(lines, tokenizers[side], f"tokenizing {split} {side}"))
+            found = tokenize(lines, tokenizers[side], f"tokenizing {split} {side}", limits[side])
+            write_tokens(folder, split, side, *found)
         if split != "train":
             content = json.dumps(list(text.values()), ensure_ascii=False)
             (folder / f"{split}.json").write_text(content, encoding="utf-8")

@@ -1,0 +1,228 @@
+"""The options of each command: their help and defaults."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+
+@dataclass(kw_only=True)
+class _Decoding:
+    beams: int | None = None
+    """Width of the beam; 1: greedy. Default of this and what follows: as the model's recipe says."""
+    length_penalty: float | None = None
+    """Score = log-probability / length ** length_penalty."""
+    no_repeat_ngram_size: int | None = None
+    """No output has so many tokens in a row twice; 0: all may repeat."""
+    min_length: int | None = None
+    """Tokens of an output at least, without its end."""
+    max_length: int | None = None
+    """Tokens of an output at most, with its end."""
+    max_tokens: int = 4000
+    """Batch size: source tokens x beams."""
+    device: str | None = None
+    """Such as cpu or cuda; default: a GPU if there is one."""
+
+
+@dataclass(kw_only=True)
+class _Generate(_Decoding):
+    model: Positional[Path]
+    """Folder of a run, or of a checkpoint in it."""
+    files: Positional[tuple[Path, ...]] = ()
+    """Text in UTF-8; none: standard input."""
+    nbest: int = 1
+    """Outputs per line."""
+    prefix: str = ""
+    """Whole words with which every output begins."""
+
+
+@dataclass(kw_only=True)
+class Translate(_Generate):
+    """Translate lines of text, from files or standard input to standard output.
+
+    Every line of input gives one line of output, in order; with --nbest N it gives N lines of line number, score and
+    translation, separated by tabs. Lines are written as soon as they are complete, and those that are being typed are
+    answered after a pause; what has been written when it is interrupted stays. Progress and speed go to standard error.
+
+    Example: echo "Dieses Paket enthält die Dokumentation." | dynaconv translate runs/demo
+    """
+
+
+@dataclass(kw_only=True)
+class Summarize(_Generate):
+    """Summarize documents, one in each line, from files or standard input to standard output.
+
+    As translate does it: a line of output for every line of input, in order, as soon as it is complete. Of a long
+    document the beginning is read, as much as the model was trained on.
+
+    Example: dynaconv summarize runs/summaries documents.txt
+    """
+
+
+@dataclass
+class Score:
+    """Print the log-probability of given translations, and the number of their tokens, for reranking.
+
+    Every line of input is a source, a tab and a translation; every line of output the natural logarithm of the
+    probability of the translation and its end, a tab and how many tokens these are.
+
+    Example: dynaconv score runs/demo runs/demo/test.tsv
+    """
+
+    model: Positional[Path]
+    """Folder of a run, or of a checkpoint in it."""
+    files: Positional[tuple[Path, ...]] = ()
+    """Text in UTF-8; none: standard input."""
+    max_tokens: int = 4000
+    """Batch size: tokens of the longer side."""
+    device: str | None = None
+    """Such as cpu or cuda; default: a GPU if there is one."""
+
+
+@dataclass(kw_only=True)
+class _Evaluate(_Decoding):
+    model: Positional[Path]
+    """Folder of a run, or of a checkpoint in it."""
+    data: Positional[str]
+    """The test set, as in a recipe's data section: a TSV file, or what --format says."""
+    source_column: int = 0
+    target_column: int = 1
+    json_path: Annotated[Path | None, arg(name="json")] = None
+    """Write scores, how they were computed, and speed here."""
+    hypotheses_path: Annotated[Path | None, arg(name="hypotheses")] = None
+    """Write the outputs here, one per line."""
+    samples: int = 0
+    """Show this many sources with reference and output."""
+
+
+@dataclass(kw_only=True)
+class Evaluate(_Evaluate):
+    """Score a translation model on a test set: sacreBLEU, chrF, and tokenized BLEU as in Wu et al. 2019.
+
+    For a summarization model: ROUGE, with other options; dynaconv evaluate MODEL --help shows them.
+
+    Example: dynaconv evaluate runs/demo runs/demo/test.tsv --json scores.json
+    Example: dynaconv evaluate runs/wmt wmt14/full --format sacrebleu --baseline other_system.txt
+    """
+
+    format: Literal["tsv", "text", "huggingface", "sacrebleu"] = "tsv"
+    """sacrebleu: a published test set by its name, such as wmt14/full, with all its references."""
+    source_lang: str | None = None
+    """Default: the language of the model's recipe."""
+    target_lang: str | None = None
+    """The same; decides how BLEU cuts words."""
+    references: tuple[Path, ...] = ()
+    """Files with more references, one in each line."""
+    baseline: Path | None = None
+    """Translations of another system, one in each line: how sure a difference is, by a paired bootstrap."""
+    tuned: Annotated[bool, arg(name="tune")] = False
+    """Try length penalties from 0 to 2 and take the best: for a validation set; give what it found for the test set."""
+    lowercase: bool | None = None
+    """Compare lower-cased text; default: where the model's recipe lower-cases."""
+    compound_split: bool = False
+    """Split words at hyphens for tokenized BLEU, as the paper did for WMT."""
+
+
+@dataclass(kw_only=True)
+class EvaluateSummaries(_Evaluate):
+    """Score a summarization model on a test set: ROUGE-1, ROUGE-2 and ROUGE-L with 95% intervals.
+
+    Beside them stand the first sentences of each document, and as many of its first words as summaries have.
+
+    Example: dynaconv evaluate runs/summaries runs/summaries/test.tsv --json scores.json
+    """
+
+    format: Literal["tsv", "text", "huggingface"] = "tsv"
+    source_name: str | None = None
+    """Of the documents, where --format is not tsv; default: as in the model's recipe."""
+    target_name: str | None = None
+    """Of the summaries."""
+    lead: int = 1
+    """First sentences of a document that stand beside the model (CNN/DailyMail: 3)."""
+
+
+@dataclass
+class Perplexity:
+    """Print how well a causal language model predicts text: perplexity, and bits for each byte.
+
+    The model is a folder of Hugging Face's format, grafted or not, or what convert-fairseq made of a language model.
+    The end of a line counts as a word.
+
+    Example: dynaconv perplexity models/lm valid.txt --sequences line
+    Example: dynaconv perplexity runs/tiny book.txt --window 1024 --overlap 512
+    """
+
+    model: Positional[Path]
+    """Folder of the model and its tokenizer."""
+    files: Positional[tuple[Path, ...]] = ()
+    """Text in UTF-8; none: standard input."""
+    sequences: Literal["file", "line", "joined"] = "file"
+    """file: all of it is one text; line: each line is a sequence by itself, whose end is predicted (One Billion Word);
+    joined: the same, one behind the other (fairseq's --sample-break-mode none)."""
+    window: int | None = None
+    """Tokens at a time; default: as many as the model is meant for, but at most 4,096."""
+    overlap: int = 0
+    """Tokens of a window that are context alone, and were predicted before."""
+    max_tokens: int = 4096
+    """Batch size."""
+    json_path: Annotated[Path | None, arg(name="json")] = None
+    """Write the result here."""
+    device: str | None = None
+    """Such as cpu or cuda; default: a GPU if there is one."""
+
+
+@dataclass
+class ConvertFairseq:
+    """Turn a LightConv or DynamicConv translation or language model of fairseq into a folder of ours.
+
+    Checkpoints of fairseq 0.6.1 to main, as files or in the published archives (.tar.gz, .tar.bz2). fairseq is not
+    needed, and nothing in a checkpoint is run: a file that names anything else than tensors and options is refused. The
+    folder works with from_pretrained, and that of a translation model with dynaconv translate and evaluate. Text has to
+    be tokenised as the model's training text was, by Moses for the published models; BPE is applied where the codes of
+    subword-nmt are there.
+
+    Example: dynaconv convert-fairseq wmt16.en-de.joined-dict.dynamicconv-glu.tar.gz --out models/wmt16
+    """
+
+    checkpoint: Positional[Path]
+    """A file *.pt, or an archive with one in it."""
+    out: Path
+    """The folder to write; must not exist, or be empty."""
+    dicts: Path | None = None
+    """Folder with dict.LANG.txt of both languages (or dict.joined.txt for both), or dict.txt, and bpecodes or code;
+    default: the checkpoint's."""
+
+
+@dataclass
+class Bench:
+    """Time the operators beside their alternatives and beside a copy of their input, which no operator can beat.
+
+    Before anything is timed, every contestant has to agree with the reference. All of them run in one process, in
+    interleaved rounds; tables show medians.
+
+    Example: dynaconv bench cpu --operators static lowrank --shape 1 512 256 --rounds 3 --output bench.json
+    """
+
+    device: Positional[Literal["cpu", "gpu"] | None] = None
+    """Default: a GPU if there is one."""
+    shape: Annotated[tuple[int, int, int] | None, arg(metavar="B T D")] = None
+    """Of the input: batch, tokens, channels. Default: 2 2048 1024 on a CPU, 4 4096 2048 on a GPU."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
+    """Default: float32 on a CPU, bfloat16 on a GPU."""
+    operators: tuple[Literal["static", "lightconv", "headwise", "dynamicconv", "lowrank"], ...] = ()
+    """What to compute; none: everything."""
+    rounds: int = 9
+    """Measurements of every contestant."""
+    threads: int | None = None
+    """On a CPU; default: as many as PyTorch takes."""
+    compiled: Annotated[bool, arg(name="compile")] = True
+    """Also the reference under torch.compile, which takes minutes; left out where there is no C++ compiler."""
+    skip_slow: bool = False
+    """Leave out "unfold + einsum", which takes most of the time and of the memory."""
+    startup: bool = True
+    """Also the first call in new processes, without and with compiled kernels on disk."""
+    decoding: bool = True
+    """On a CPU, also 1, 16 and 128 tokens, and generate() of a Llama with short convolutions beside the plain one."""
+    output: Path | None = None
+    """Write the results here, and a plot with the suffix .png beside them."""

@@ -1,0 +1,94 @@
+"""From a recipe to a trained encoder-decoder in a run folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, set_seed
+
+from ..data.batching import Seq2SeqCollator
+from ..data.store import digest
+from ..data.tokenizer import save_tokenizers
+from ..models import LightConvConfig, LightConvForConditionalGeneration
+from ..training.run import check_run, fit
+from .corpus import Corpus, prepare
+from .generator import SequenceGenerator
+from .recipe import DecodingConfig, PairRecipe
+
+
+def train_pairs(
+    recipe: PairRecipe,
+    run: Path,
+    *,
+    resume: bool,
+    generator: type[SequenceGenerator],
+    metric: str,
+    measure: Callable[[list[str], list[str]], float],
+    **decided: Any,
+) -> Path:
+    """Train an encoder-decoder.
+
+    The run folder receives what :func:`dynaconv.training.run.fit` says, the tokenizers, and the held-out text
+    (`valid.tsv`, `test.tsv`): `from_pretrained(run)` and `generator.from_pretrained(run)` read it.
+
+    Args:
+        recipe: what to train, on what, and how.
+        run: folder of the run.
+        resume: go on from the last checkpoint in `run`. The result is the same as without the interruption.
+        generator: of the task.
+        metric: name of what is measured on the validation set.
+        measure: outputs and references to its value.
+        **decided: values of the model's configuration, where the recipe does not say them.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ValueError: the folder holds a run and `resume` is False, or the run was started with another recipe, with
+            other data, or on another number of processes.
+    """
+    check_run(run, recipe, resume=resume)
+    recipe.model.configuration(**decided)  # a mistake shows before the data is fetched
+    corpus = prepare(recipe.data, recipe.tokenizer)
+    set_seed(recipe.train.seed)
+    model = LightConvForConditionalGeneration(_configuration(recipe, corpus, decided))
+    _set_defaults(model, recipe.decoding)
+    sources, references = (lines[: recipe.train.eval_sentences] for lines in corpus.text["valid"].values())
+
+    def measured() -> float:
+        return measure(generator(model, **corpus.tokenizers).generate_distributed(sources), references)
+
+    fit(
+        model,
+        recipe,
+        run,
+        train=corpus.train,
+        valid=corpus.valid,
+        collate=Seq2SeqCollator(),
+        data=digest(corpus.directory),
+        metrics={metric: measured} if sources else {},
+        save_extra=lambda folder: save_tokenizers(corpus.tokenizers, folder),
+        save_text=corpus.save_text,
+    )
+    return run
+
+
+def _configuration(recipe: PairRecipe, corpus: Corpus, decided: dict[str, Any]) -> LightConvConfig:
+    sizes = {side: len(tokenizer) for side, tokenizer in corpus.tokenizers.items()}
+    if corpus.joint:
+        return recipe.model.configuration(vocab_size=sizes["target"], **decided)
+    if recipe.model.share_embeddings == "all":
+        raise ValueError("model.share_embeddings all needs one vocabulary: set tokenizer.joint true, or share less")
+    separate = {"source_vocab_size": sizes["source"], "share_embeddings": "none"}
+    return recipe.model.configuration(vocab_size=sizes["target"], **separate, **decided)
+
+
+def _set_defaults(model: PreTrainedModel, decoding: DecodingConfig) -> None:
+    config: Any = model.generation_config
+    config.update(
+        num_beams=decoding.beams,
+        length_penalty=decoding.length_penalty,
+        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
+        min_new_tokens=decoding.min_length,
+        max_new_tokens=decoding.max_length,
+    )
