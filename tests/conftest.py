@@ -49,8 +49,8 @@ def toy_pairs(count: int, seed: int = 0) -> list[tuple[str, str]]:
     return list(pairs.items())
 
 
-def write_tsv(path: Path, pairs: list[tuple[str, str]]) -> Path:
-    path.write_text("".join(f"{source}\t{target}\n" for source, target in pairs), encoding="utf-8")
+def write_tsv(path: Path, rows) -> Path:
+    path.write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 

@@ -133,6 +133,10 @@ def _parse_recipe(command: str, description: str, arguments: list[str], run_opti
         """Folder of the run."""
         resume: bool = False
         """Go on from the last checkpoint in the run folder."""
+        dry_run: bool = False
+        """Prepare and check the data, print what the run needs in memory, disk and compute, and stop."""
+        processes: int = int(os.environ.get("WORLD_SIZE", "1"))
+        """For --dry-run: on how many devices it would train."""
 
     options = Run if run_options else Prepare
     parsed = tyro.cli(options, prog=f"dynaconv {command}", description=description, args=arguments)
@@ -147,6 +151,9 @@ def _task(task: str, module: str) -> Any:
 def _train(arguments: list[str]) -> None:
     task, run = _parse_recipe("train", _TRAIN, arguments, run_options=True)
     training = _task(task, "training")
+    if run.dry_run:
+        training.plan(run.recipe, run.output, processes=run.processes)
+        return
     training.train(run.recipe, run.output, resume=run.resume)
     print(f"model   {run.output}\ncurves  {run.output / 'curves.png'}\nnext    {training.NEXT.format(run=run.output)}")
 

@@ -106,7 +106,7 @@ class Evaluate(_Evaluate):
     Example: dynaconv evaluate runs/wmt wmt14/full --format sacrebleu --baseline other_system.txt
     """
 
-    format: Literal["tsv", "text", "huggingface", "sacrebleu"] = "tsv"
+    format: Literal["tsv", "text", "huggingface", "iwslt", "sacrebleu"] = "tsv"
     """sacrebleu: a published test set by its name, such as wmt14/full, with all its references."""
     source_lang: str | None = None
     """Default: the language of the model's recipe."""

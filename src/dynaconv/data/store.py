@@ -53,8 +53,9 @@ def state_of(files: Iterable[Path]) -> list[list]:
 
 
 def digest(directory: Path) -> str:
-    """SHA-256 of the files of a folder and of their names, 64 hexadecimal digits."""
+    """SHA-256 of the files in a folder and of their names, 64 hexadecimal digits."""
     total = hashlib.sha256()
-    for path in sorted(directory.iterdir()):
-        total.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        name = path.relative_to(directory).as_posix()
+        total.update(name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()

@@ -28,13 +28,22 @@ class TokenizerConfig:
     """One vocabulary for both languages."""
     lowercase: bool = False
     """Lower-case all text; translations come out in lower case."""
+    moses: bool = False
+    """Cut words by Moses' rules for each language first, as the 2019 paper did, and join those of translations."""
 
 
-def train_tokenizers(text: Text, config: TokenizerConfig) -> dict[str, PreTrainedTokenizerFast]:
+def train_tokenizers(
+    text: Text, config: TokenizerConfig, languages: Mapping[str, str] | None = None
+) -> dict[str, PreTrainedTokenizerFast]:
     """Learn a vocabulary for each column, or one for all.
 
     Characters beyond a third of the vocabulary, the rarest, become `<unk>`. A text with few different words may give
     a smaller vocabulary than asked for.
+
+    Args:
+        text: in words, where the configuration asks for those of Moses.
+        config: the configuration.
+        languages: {column: language}, for Moses.
 
     Returns:
         {column: tokenizer}. `tokenizer(text)` ends with `</s>`. Text that looks like a special token is text.
@@ -43,8 +52,18 @@ def train_tokenizers(text: Text, config: TokenizerConfig) -> dict[str, PreTraine
         ValueError: the vocabulary is too small for the alphabet of the text.
     """
     if config.joint:
-        return dict.fromkeys(text, _train([line for lines in text.values() for line in lines], config))
-    return {column: _train(lines, config) for column, lines in text.items()}
+        made = dict.fromkeys(text, _train([line for lines in text.values() for line in lines], config))
+    else:
+        made = {column: _train(lines, config) for column, lines in text.items()}
+    if config.moses:
+        for tokenizer in made.values():
+            tokenizer.init_kwargs["moses"] = dict(languages or {})  # is saved with it, see `moses_language`
+    return made
+
+
+def moses_language(tokenizer: PreTrainedTokenizerBase, column: str) -> str | None:
+    """The language by whose rules Moses cuts the words that a tokenizer has learned from; None: it does not."""
+    return tokenizer.init_kwargs.get("moses", {}).get(column)
 
 
 def save_tokenizers(tokenizers: Tokenizers, directory: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from ..data import store
 from ..data.arrays import TokenArrays, write_tokens
+from ..data.moses import cut_words
 from ..data.sources import SOURCES, Columns
 from ..data.splits import hold_out, near_duplicate_groups, without_near_duplicates
 from ..data.text import Text, count_rows, normalize, take
@@ -20,6 +21,7 @@ from ..data.tokenizer import (
     tokenize,
     train_tokenizers,
 )
+from ..training.recipe import Count
 
 logger = logging.getLogger("dynaconv")
 
@@ -32,11 +34,12 @@ _FORMAT = 4  # raise it whenever the same configuration would give other arrays
 class PairConfig:
     """Pairs of texts: where they come from, how they are cleaned and split. A task says the rest by its methods."""
 
-    format: Literal["tsv", "text", "huggingface", "debian"] = "tsv"
-    """tsv: a pair per line; text: two aligned files; huggingface: a dataset; debian: its package descriptions."""
+    format: Literal["tsv", "text", "huggingface", "iwslt", "debian"] = "tsv"
+    """tsv: a pair per line; text: two aligned files; huggingface: a dataset; iwslt: files of its campaigns; debian: its
+    package descriptions."""
     train: str | None = None
     """tsv: FILE (also .gz, .bz2, .xz). text: PREFIX of PREFIX.NAME for each side. huggingface: NAME[:CONFIG][@SPLIT],
-    or a local file or folder. debian: none."""
+    or a local file or folder. iwslt: PREFIX[,PREFIX..]. debian: none."""
     valid: str | None = None
     """The same for the validation set (debian: a tsv file); None: held out from the training text."""
     test: str | None = None
@@ -49,6 +52,8 @@ class PairConfig:
     """Pairs, where they are held out."""
     test_size: int = 1000
     """Pairs, where they are held out."""
+    valid_every: Count = 0
+    """Hold every so manieth training pair out for validation, as the paper's scripts do; 0: `valid_size` at random."""
     near_duplicates: bool = False
     """Keep training pairs that nearly repeat a held-out one; scores on the held-out text then measure memory too."""
     seed: int = 1
@@ -57,6 +62,10 @@ class PairConfig:
     def names(self) -> dict[str, str]:
         """{side: what aligned files, datasets and Debian call it}."""
         raise NotImplementedError
+
+    def languages(self) -> dict[str, str] | None:
+        """{side: language}; None where it is not known."""
+        return None
 
     def limits(self) -> dict[str, int | None]:
         """{side: tokens to which it is cut, with the end of sequence; None: it is not}."""
@@ -124,7 +133,7 @@ def prepare(data: PairConfig, tokenizer: TokenizerConfig, cache: Path | None = N
     ]
     key = [_FORMAT, asdict(data), asdict(tokenizer), store.state_of(files)]
     folder = store.made_once(
-        cache / "prepared", key, lambda folder: _write(load_pairs(data, cache), data.limits(), tokenizer, folder)
+        cache / "prepared", key, lambda folder: _write(load_pairs(data, cache), data, tokenizer, folder)
     )
     text = {
         split: dict(zip(SIDES, json.loads((folder / f"{split}.json").read_text("utf-8")), strict=True))
@@ -154,10 +163,15 @@ def load_pairs(config: PairConfig, cache: Path | None = None) -> dict[str, Text]
     """
     given = {split: read_pairs(spec, config, cache) for split, spec in _given(config).items()}
     train = _clean(given.pop("train"), config)
+    if config.valid_every and "valid" not in given:
+        rows = range(config.valid_every - 1, count_rows(train), config.valid_every)
+        given["valid"] = take(train, rows)
+        train = take(train, sorted(set(range(count_rows(train))) - set(rows)))
     given = {split: {side: normalize(lines) for side, lines in text.items()} for split, text in given.items()}
     for split, text in given.items():
         if not count_rows(text):
-            raise ValueError(f"data.{split} {getattr(config, split)} has no lines")
+            where = getattr(config, split) or f"of one training pair in {config.valid_every}"
+            raise ValueError(f"data.{split} {where} has no lines")
     if given and not config.near_duplicates:
         train = _without_near_duplicates(train, list(given.values()))
     sizes = {split: getattr(config, f"{split}_size") for split in SPLITS[1:] if split not in given}
@@ -239,14 +253,23 @@ def _without_near_duplicates(train: Text, held_out: list[Text]) -> Text:
     return kept
 
 
-def _write(splits: dict[str, Text], limits: dict[str, int | None], config: TokenizerConfig, folder: Path) -> None:
-    logger.info("learning a vocabulary of %d from %s pairs", config.vocab_size, f"{count_rows(splits['train']):,}")
-    tokenizers = train_tokenizers(splits["train"], config)
+def _write(splits: dict[str, Text], data: PairConfig, config: TokenizerConfig, folder: Path) -> None:
+    words = splits if not config.moses else {name: _cut_words(text, data, name) for name, text in splits.items()}
+    logger.info("learning a vocabulary of %d from %s pairs", config.vocab_size, f"{count_rows(words['train']):,}")
+    tokenizers = train_tokenizers(words["train"], config, data.languages())
     save_tokenizers(tokenizers, folder)
-    for split, text in splits.items():
+    for split, text in words.items():
         for side, lines in text.items():
-            found = tokenize(lines, tokenizers[side], f"tokenizing {split} {side}", limits[side])
+            found = tokenize(lines, tokenizers[side], f"tokenizing {split} {side}", data.limits()[side])
             write_tokens(folder, split, side, *found)
-        if split != "train":
-            content = json.dumps(list(text.values()), ensure_ascii=False)
-            (folder / f"{split}.json").write_text(content, encoding="utf-8")
+    for split in SPLITS[1:]:
+        content = json.dumps(list(splits[split].values()), ensure_ascii=False)
+        (folder / f"{split}.json").write_text(content, encoding="utf-8")
+
+
+def _cut_words(text: Text, data: PairConfig, split: str) -> Text:
+    languages = data.languages()
+    if languages is None:
+        raise ValueError("tokenizer.moses needs the languages, which this task does not have: set it to false")
+    titles = {side: f"words of {split} {side}" if len(lines) >= 50000 else None for side, lines in text.items()}
+    return {side: cut_words(lines, languages[side], titles[side]) for side, lines in text.items()}

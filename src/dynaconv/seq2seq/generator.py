@@ -14,7 +14,8 @@ from typing_extensions import Self
 
 from .. import models as _register  # noqa: F401 (makes AutoModelForSeq2SeqLM know our models)
 from ..data.batching import sorted_batches
-from ..data.tokenizer import load_tokenizers
+from ..data.moses import cut_words, join_words
+from ..data.tokenizer import load_tokenizers, moses_language
 from ..training.checkpoints import WEIGHTS, checkpoints, loading
 from ..training.recipe import task_of
 from .corpus import SIDES
@@ -64,6 +65,13 @@ class SequenceGenerator:
             model = AutoModelForSeq2SeqLM.from_pretrained(path, trust_remote_code=False).eval().to(device or usual)
             tokenizers = load_tokenizers(path, SIDES)
         return cls(model, **tokenizers)
+
+    def encode(self, side: str, text: str) -> list[int]:
+        """Ids of a text, with the end of sequence, as training saw them."""
+        tokenizer = self.tokenizers[side]
+        if language := moses_language(tokenizer, side):
+            (text,) = cut_words([text], language)
+        return tokenizer(text)["input_ids"]
 
     @property
     def limit(self) -> int:
@@ -128,7 +136,7 @@ class SequenceGenerator:
         config, pairs = self.model.config, []
         limits = {"source": config.max_source_positions, "target": config.max_target_positions - 1}
         for number, pair in enumerate(zip(sources, targets, strict=True), 1):
-            pairs.append([self.tokenizers[side](text)["input_ids"] for side, text in zip(SIDES, pair, strict=True)])
+            pairs.append([self.encode(side, text) for side, text in zip(SIDES, pair, strict=True)])
             for side, ids in zip(SIDES, pairs[-1], strict=True):
                 if len(ids) > limits[side]:
                     raise ValueError(
@@ -200,17 +208,15 @@ class SequenceGenerator:
         """Token ids of a line, in pieces the model can take; no piece for an empty line."""
         if not line.strip():
             return []
-        tokenizer = self.tokenizers["source"]
-        ids = tokenizer(line)["input_ids"]
-        unknown = ids.count(tokenizer.unk_token_id)
+        ids = self.encode("source", line)
+        unknown = ids.count(self.tokenizers["source"].unk_token_id)
         if unknown > len(ids) // 3:
             logger.warning("line %d: %d of %d tokens are unknown to the model", number, unknown, len(ids) - 1)
         return [ids] if len(ids) <= self.limit else self.shorten(line, ids, number)
 
     def _encode_prefix(self, prefix: str) -> list[int]:
-        tokenizer = self.tokenizers["target"]
-        ids = tokenizer(prefix, add_special_tokens=False)["input_ids"]
-        if unknown := ids.count(tokenizer.unk_token_id):
+        ids = self.encode("target", prefix)[:-1]
+        if unknown := ids.count(self.tokenizers["target"].unk_token_id):
             logger.warning("prefix %r: %d of %d tokens are unknown to the model", prefix, unknown, len(ids))
         limit = self.model.config.max_target_positions - 2  # after the start, before the end
         if len(ids) > limit:
@@ -227,8 +233,11 @@ class SequenceGenerator:
         found: list[list[Hypothesis]] = [[] for _ in pieces]
         bar.update(missing.count(0))
         begun = [prefixes[n] if i == 0 else [] for n, line in enumerate(lines) for i in range(len(line))]
+        language = moses_language(self.tokenizers["target"], "target")
         for i, hypotheses in search_sorted(self.model, pieces, self.tokenizers, search, begun):
-            found[i] = hypotheses
+            texts = [hypothesis.text for hypothesis in hypotheses]
+            texts = join_words(texts, language) if language else texts
+            found[i] = [Hypothesis(text, score) for text, (_, score) in zip(texts, hypotheses, strict=True)]
             missing[owners[i]] -= 1
             bar.update(missing[owners[i]] == 0)
         parts = iter(found)

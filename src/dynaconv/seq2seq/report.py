@@ -19,7 +19,7 @@ from .generator import SequenceGenerator
 from .recipe import PairRecipe
 
 logger = logging.getLogger("dynaconv")
-R = TypeVar("R", bound=PairRecipe)
+R = TypeVar("R", bound=PairRecipe[Any])
 
 
 def generate_files(generator: SequenceGenerator, files: Sequence[Path], *, nbest: int, **options: Any) -> None:
@@ -42,7 +42,7 @@ def generate_files(generator: SequenceGenerator, files: Sequence[Path], *, nbest
     logger.info("%d lines in %.1f s: %.1f lines/s", number, seconds, number / max(seconds, 1e-9))
 
 
-def describe_corpus(recipe: PairRecipe) -> None:
+def describe_corpus(recipe: PairRecipe[Any]) -> None:
     """Prepare the data of a recipe and print sizes and examples."""
     corpus = prepare(recipe.data, recipe.tokenizer)
     table = Table("split", "pairs", "source tokens", "target tokens", "longest", title=str(corpus.directory))

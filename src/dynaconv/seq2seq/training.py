@@ -11,13 +11,13 @@ from ..data.store import digest
 from ..data.tokenizer import save_tokenizers
 from ..models import LightConvConfig, LightConvForConditionalGeneration
 from ..training.run import check_run, fit
-from .corpus import Corpus, prepare
+from .corpus import SIDES, Corpus, prepare
 from .generator import SequenceGenerator
 from .recipe import DecodingConfig, PairRecipe
 
 
 def train_pairs(
-    recipe: PairRecipe,
+    recipe: PairRecipe[Any],
     run: Path,
     *,
     resume: bool,
@@ -51,7 +51,7 @@ def train_pairs(
     recipe.model.configuration(**decided)  # a mistake shows before the data is fetched
     corpus = prepare(recipe.data, recipe.tokenizer)
     set_seed(recipe.train.seed)
-    model = LightConvForConditionalGeneration(_configuration(recipe, corpus, decided))
+    model = LightConvForConditionalGeneration(configuration(recipe, corpus, decided))
     _set_defaults(model, recipe.decoding)
     sources, references = (lines[: recipe.train.eval_sentences] for lines in corpus.text["valid"].values())
 
@@ -73,9 +73,14 @@ def train_pairs(
     return run
 
 
-def _configuration(recipe: PairRecipe, corpus: Corpus, decided: dict[str, Any]) -> LightConvConfig:
-    sizes = {side: len(tokenizer) for side, tokenizer in corpus.tokenizers.items()}
-    if corpus.joint:
+def configuration(recipe: PairRecipe[Any], corpus: Corpus | None, decided: dict[str, Any]) -> LightConvConfig:
+    """Of the network that a recipe trains on a corpus; without one, with vocabularies of the size that it asks for.
+
+    Raises:
+        ValueError: values that do not fit together.
+    """
+    sizes = {side: len(corpus.tokenizers[side]) if corpus else recipe.tokenizer.vocab_size for side in SIDES}
+    if corpus.joint if corpus else recipe.tokenizer.joint:
         return recipe.model.configuration(vocab_size=sizes["target"], **decided)
     if recipe.model.share_embeddings == "all":
         raise ValueError("model.share_embeddings all needs one vocabulary: set tokenizer.joint true, or share less")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..text import Text
-from . import debian, files, huggingface
+from . import debian, files, huggingface, iwslt
 
 Columns = Mapping[str, str | int]
 
@@ -33,4 +33,10 @@ class Source(Protocol):
         ...
 
 
-SOURCES: dict[str, Source] = {"tsv": files, "text": files, "huggingface": huggingface, "debian": debian}
+SOURCES: dict[str, Source] = {
+    "tsv": files,
+    "text": files,
+    "huggingface": huggingface,
+    "iwslt": iwslt,
+    "debian": debian,
+}

@@ -29,7 +29,7 @@ def read(spec: str, columns: Mapping[str, str | int], cache: Path) -> Text:
     numbers = [column for column in columns.values() if isinstance(column, int)]
     if numbers:
         return dict(zip(columns, _read_fields(paths[0], numbers), strict=True))
-    lines = [[line for _, line in _lines(path)] for path in paths]
+    lines = [[line for _, line in numbered_lines(path)] for path in paths]
     for path, column in zip(paths, lines, strict=True):
         if len(column) != len(lines[0]):
             raise ValueError(
@@ -60,7 +60,7 @@ def _read_fields(path: Path, numbers: list[int]) -> list[list[str]]:
     if min(numbers) < 0:
         raise ValueError(f"columns are counted from 0, got {' and '.join(map(str, numbers))}")
     found: list[list[str]] = [[] for _ in numbers]
-    for line_number, line in _lines(path):
+    for line_number, line in numbered_lines(path):
         fields = line.split("\t")
         if len(fields) <= max(numbers):
             raise ValueError(
@@ -72,7 +72,7 @@ def _read_fields(path: Path, numbers: list[int]) -> list[list[str]]:
     return found
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines of a UTF-8 file, compressed or not, with or without a byte-order mark."""
     existing_file(path)
     number = 0

@@ -1,7 +1,9 @@
 """`dynaconv train` for summarization."""
 
 from pathlib import Path
+from typing import Any
 
+from ...seq2seq.dry_run import dry_run
 from ...seq2seq.training import train_pairs
 from .evaluation import rouge_l
 from .recipe import Recipe
@@ -19,5 +21,14 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Path:
         generator=Summarizer,
         metric="ROUGE-L",
         measure=rouge_l,
-        max_source_positions=recipe.data.max_source_tokens,
+        **_decided(recipe),
     )
+
+
+def plan(recipe: Recipe, run: Path, *, processes: int) -> None:
+    """Print what training would need; see :func:`dynaconv.seq2seq.dry_run.dry_run`."""
+    dry_run(recipe, run, processes=processes, **_decided(recipe))
+
+
+def _decided(recipe: Recipe) -> dict[str, Any]:
+    return {"max_source_positions": recipe.data.max_source_tokens}

@@ -22,6 +22,10 @@ class DataConfig(PairConfig):
         """The languages."""
         return {"source": self.source_lang, "target": self.target_lang}
 
+    def languages(self) -> dict[str, str]:
+        """Of both sides."""
+        return self.names()
+
     def reason_to_drop(self, source: str, target: str) -> str | None:
         """Too long, of very different lengths, or untranslated: equal sides of 4 words; shorter ones may be names."""
         a, b = source.count(" ") + 1, target.count(" ") + 1

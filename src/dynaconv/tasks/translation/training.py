@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+from ...seq2seq.dry_run import dry_run
 from ...seq2seq.training import train_pairs
 from .evaluation import bleu_score
 from .recipe import Recipe
@@ -15,3 +16,8 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Path:
     """Train a translation model; see :func:`dynaconv.seq2seq.training.train_pairs`."""
     measure = partial(bleu_score, language=recipe.data.target_lang, lowercase=recipe.tokenizer.lowercase)
     return train_pairs(recipe, run, resume=resume, generator=Translator, metric="BLEU", measure=measure)
+
+
+def plan(recipe: Recipe, run: Path, *, processes: int) -> None:
+    """Print what training would need; see :func:`dynaconv.seq2seq.dry_run.dry_run`."""
+    dry_run(recipe, run, processes=processes)

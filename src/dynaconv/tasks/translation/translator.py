@@ -27,13 +27,12 @@ class Translator(SequenceGenerator):
 
     def shorten(self, line: str, ids: list[int], number: int) -> list[list[int]]:
         """Sentences, or words where there is one only, in pieces of at most `limit` tokens."""
-        tokenizer = self.tokenizers["source"]
         sentences = re.split(r"(?<=[.!?:;])\s+", line.strip())
         if len(sentences) == 1:
             sentences = line.split()
-        pieces = _pack([tokenizer(s, add_special_tokens=False)["input_ids"] for s in sentences], self.limit - 1)
+        pieces = _pack([self.encode("source", sentence)[:-1] for sentence in sentences], self.limit - 1)
         logger.warning("line %d: %d tokens, translated in %d pieces", number, len(ids), len(pieces))
-        return [[*piece, tokenizer.eos_token_id] for piece in pieces]
+        return [[*piece, ids[-1]] for piece in pieces]
 
 
 def _pack(parts: list[list[int]], limit: int) -> list[list[int]]:

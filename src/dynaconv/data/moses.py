@@ -1,0 +1,25 @@
+"""Words as the Moses scripts cut them: punctuation normalised, every sign a word of its own (the 2019 paper's data)."""
+
+from collections.abc import Iterable
+
+from sacremoses import MosesDetokenizer, MosesPunctNormalizer, MosesTokenizer
+from tqdm import tqdm
+
+
+def cut_words(lines: Iterable[str], language: str, title: str | None = None) -> list[str]:
+    """Lines in which a space stands between any two words, and signs that Moses reserves are escaped.
+
+    Args:
+        lines: text, in which no line is broken.
+        language: code of the language, whose abbreviations are known for the more common ones.
+        title: of a progress bar; None: there is none.
+    """
+    normalizer, tokenizer = MosesPunctNormalizer(language), MosesTokenizer(language)
+    shown = tqdm(lines, desc=title, unit="line", disable=title is None)
+    return [str(tokenizer.tokenize(normalizer.normalize(line), return_str=True)) for line in shown]
+
+
+def join_words(lines: Iterable[str], language: str) -> list[str]:
+    """Text as it is written, from lines of words."""
+    detokenizer = MosesDetokenizer(language)
+    return [str(detokenizer.detokenize(line.split())) for line in lines]

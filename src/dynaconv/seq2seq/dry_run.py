@@ -1,0 +1,133 @@
+"""`dynaconv train --dry-run`: data, sizes, memory, disk and cost of a run, before anything is spent."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ..data.batching import Seq2SeqCollator, TokenBatchSampler
+from ..models import LightConvForConditionalGeneration
+from ..training.estimate import ACCELERATORS, UTILISATION, Estimate, estimate, free_disk
+from ..training.run import check_run
+from ..training.trainer import TokenLoss
+from .corpus import SIDES, Corpus, prepare
+from .recipe import PairRecipe
+from .training import configuration
+
+USUAL_TOKENS = 32  # of a sequence, where the data is not there
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """What the batches of one device are: their mean number of target tokens, one of them, and the longest one."""
+
+    target_tokens: float
+    usual: dict[str, torch.Tensor]
+    longest: dict[str, torch.Tensor]
+
+
+def dry_run(recipe: PairRecipe[Any], run: Path, *, processes: int, **decided: Any) -> None:
+    """Check what a run needs and print it.
+
+    The data is prepared where it is given: training finds it again.
+
+    Args:
+        recipe: of the task.
+        run: the folder that the run would have.
+        processes: how many devices would train.
+        **decided: values of the model's configuration, where the recipe does not say them.
+
+    Raises:
+        ValueError: the folder holds something already, the data is not given or cannot be used, the recipe does not fit
+            together, or there is too little disk or memory; a table of all that is known is printed first.
+        FileNotFoundError: no such file.
+    """
+    check_run(run, recipe, resume=False)
+    try:
+        corpus, missing = prepare(recipe.data, recipe.tokenizer), None
+    except (ValueError, FileNotFoundError) as error:
+        corpus, missing = None, error
+    config = configuration(recipe, corpus, decided)
+    with torch.device("meta"):
+        model = LightConvForConditionalGeneration(config)
+    batches = _batches(recipe, corpus)
+    loss = TokenLoss(recipe.train.label_smoothing)
+    usual, longest = (estimate(model, batch, loss) for batch in (batches.usual, batches.longest))
+    title = f"{run}: {recipe.model.preset}, {config.encoder_mixer} encoder, {config.decoder_mixer} decoder"
+    table = Table("", "needs", title=title)
+    for name, text in _rows(recipe, corpus, batches, usual, longest, processes):
+        table.add_row(name, text)
+    disk = (recipe.train.average_last + 1) * longest.checkpoint
+    free = free_disk(run)
+    table.add_row("disk", f"{_gb(disk)} for checkpoints; {_gb(free)} are free")
+    Console().print(table)
+    if missing is not None:
+        raise missing
+    if disk > free:
+        raise ValueError(f"{_gb(disk)} of checkpoints do not fit on the disk of {run}, where {_gb(free)} are free")
+    if torch.cuda.is_available() and longest.memory > (memory := torch.cuda.get_device_properties(0).total_memory):
+        raise ValueError(f"training needs about {_gb(longest.memory)}, the GPU has {_gb(memory)}: lower max_tokens")
+
+
+def _rows(
+    recipe: PairRecipe[Any], corpus: Corpus | None, batches: _Batches, usual: Estimate, longest: Estimate,
+    processes: int,
+) -> list[tuple[str, str]]:  # fmt: skip
+    options = recipe.train
+    per_update = processes * options.accumulation
+    tokens = batches.target_tokens * per_update
+    flops = usual.flops * per_update * options.max_steps
+    devices = f"{processes} device{'s' if processes > 1 else ''}"
+    rows = [
+        ("parameters", f"{usual.parameters:,}"),
+        ("update", f"{tokens:,.0f} target tokens: {devices} x {options.accumulation} x up to {options.max_tokens:,}"),
+    ]
+    if corpus is None:
+        rows.insert(0, ("data", f"not there; figures are for sequences of {USUAL_TOKENS} tokens"))
+        passes = ""
+    else:
+        lengths = corpus.train.lengths
+        counts = {side: lengths[side].sum() for side in SIDES}
+        rows.insert(
+            0,
+            (
+                "data",
+                f"{len(corpus.train):,} training pairs, {counts['source']:,} and {counts['target']:,} tokens, at most "
+                f"{max(lengths[side].max() for side in SIDES)} a sequence; validation {len(corpus.valid):,}, test "
+                f"{len(corpus.test):,}",
+            ),
+        )
+        passes = f", {tokens * options.max_steps / counts['target']:.1f} epochs"
+    hours = {name: flops / (peak * UTILISATION) / 3600 for name, peak in ACCELERATORS.items()}
+    return [
+        *rows,
+        ("run", f"{options.max_steps:,} updates, {tokens * options.max_steps:.3g} target tokens{passes}"),
+        ("compute", f"{flops:.3g} FLOPs, forward and backward"),
+        (
+            "GPU hours",
+            ", ".join(f"{name} {value:.3g}" for name, value in hours.items()) + f", at {UTILISATION:.0%} of their peak",
+        ),
+        (
+            "memory",
+            f"{_gb(longest.memory)} on a device, of which {_gb(longest.activations)} are activations in fp32",
+        ),
+    ]
+
+
+def _batches(recipe: PairRecipe[Any], corpus: Corpus | None) -> _Batches:
+    collate, max_tokens = Seq2SeqCollator(), recipe.train.max_tokens
+    if corpus is None:
+        ids = np.zeros(min(USUAL_TOKENS, max_tokens), np.int64)
+        batch = collate([dict.fromkeys(SIDES, ids)] * (max_tokens // len(ids)))
+        return _Batches(batch["labels"].numel(), batch, batch)
+    batches = list(TokenBatchSampler.of(corpus.train, max_tokens, shuffle=False))
+    usual, longest = (collate([corpus.train[i] for i in rows]) for rows in (batches[len(batches) // 2], batches[-1]))
+    return _Batches(float(corpus.train.lengths["target"].sum()) / len(batches), usual, longest)
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.3g} GB"

@@ -1,0 +1,164 @@
+"""Every recipe, end to end on miniature data in the format that it reads, with a tiny network and few updates."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from datasets import Dataset, DatasetDict
+
+from dynaconv.cli import main
+from dynaconv.training.checkpoints import checkpoints
+
+from ..conftest import toy_pairs, write_tsv
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+NAMES = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
+PAIRS = toy_pairs(160, seed=5)
+HEADER = [
+    "<url>http://example.org</url>",
+    "<keywords>k</keywords>",
+    "<title>Titel & Text</title>",
+    "<talkid>1</talkid>",
+]
+TINY = [
+    "--tokenizer.vocab_size",
+    "120",
+    "--model.d_model",
+    "16",
+    "--model.encoder_layers",
+    "1",
+    "--model.decoder_layers",
+    "1",
+    "--model.encoder_heads",
+    "2",
+    "--model.decoder_heads",
+    "2",
+    "--model.encoder_kernel_sizes",
+    "3",
+    "--model.decoder_kernel_sizes",
+    "3",
+    "--model.encoder_ffn_dim",
+    "32",
+    "--model.decoder_ffn_dim",
+    "32",
+    "--train.max_steps",
+    "4",
+    "--train.max_tokens",
+    "400",
+    "--train.accumulation",
+    "1",
+    "--train.warmup_steps",
+    "2",
+    "--train.save_steps",
+    "2",
+    "--train.eval_steps",
+    "4",
+    "--train.eval_sentences",
+    "4",
+    "--train.average_last",
+    "2",
+    "--train.log_steps",
+    "2",
+]
+
+
+def miniature(folder: Path, data: dict) -> dict[str, str]:
+    """Data in the format that a section asks for: {split: value of the section}."""
+    kind, (source, target) = data["format"], (data.get("source_lang", "de"), data.get("target_lang", "en"))
+    if kind in ("tsv", "debian"):
+        columns = (data.get("source_column", 0), data.get("target_column", 1))
+        rows = [["x"] * 3 for _ in PAIRS]
+        for row, pair in zip(rows, PAIRS):
+            for column, text in zip(columns, pair):
+                row[column] = text
+        return {"train": str(write_tsv(folder / "train.tsv", rows))}
+    if kind == "huggingface":
+        if "source_lang" in data:
+            rows = [{"translation": {source: a, target: b}} for a, b in PAIRS]
+        else:
+            rows = [{"article": a, "highlights": b, "id": "x"} for a, b in PAIRS]
+        parts = {"train": rows[:120], "validation": rows[120:140], "test": rows[140:]}
+        DatasetDict({name: Dataset.from_list(part) for name, part in parts.items()}).save_to_disk(folder / "dataset")
+        return {
+            split: f"{folder / 'dataset'}@{data[split].rpartition('@')[2]}"
+            for split in ("train", "valid", "test")
+            if split in data
+        }
+    assert kind == "iwslt"
+    for side, language in enumerate((source, target)):
+        lines = [*HEADER, *(f" {pair[side]} " for pair in PAIRS[:120])]
+        (folder / f"train.tags.de-en.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for name, part in (("dev2010", PAIRS[120:140]), ("tst2010", PAIRS[140:])):
+            segments = (f'<seg id="{i}"> {pair[side]} &amp; co </seg>\n' for i, pair in enumerate(part, 1))
+            text = f'<?xml version="1.0"?>\n<doc>\n<title>no segment</title>\n{"".join(segments)}</doc>\n'
+            (folder / f"IWSLT14.TED.{name}.de-en.{language}.xml").write_text(text, encoding="utf-8")
+    tests = ",".join(str(folder / f"IWSLT14.TED.{name}.de-en") for name in ("dev2010", "tst2010"))
+    return {"train": str(folder / "train.tags.de-en"), "test": tests}
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """`dynaconv` in this process: what it printed."""
+    monkeypatch.setenv("DYNACONV_CACHE", str(tmp_path / "cache"))
+
+    def run(*arguments: object) -> str:
+        main(list(map(str, arguments)))
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_from_the_data_to_the_score(name, command, tmp_path):
+    content = yaml.safe_load((RECIPES / name).read_text(encoding="utf-8"))
+    said = miniature(tmp_path, content["data"])
+    options = [part for split, value in said.items() for part in (f"--data.{split}", value)]
+    if content["data"]["format"] == "debian":
+        options += ["--data.format", "tsv"]
+    if not {"valid", "valid_every"} & content["data"].keys():
+        options += ["--data.valid_size", "10"]
+    if "valid_every" in content["data"]:
+        options += ["--data.valid_every", "10"]
+    if "test" not in said:
+        options += ["--data.test_size", "10"]
+    output = ["--output", tmp_path / "run"]
+    plan = command("train", RECIPES / name, *options, *TINY, *output, "--dry-run", "--processes", "8")
+    assert "8 devices x 1 x up to 400" in " ".join(plan.split())
+    assert not (tmp_path / "run").exists()
+    command("train", RECIPES / name, *options, *TINY, *output)
+    assert len(checkpoints(tmp_path / "run")) == 2
+    scores = tmp_path / "scores.json"
+    command(
+        "evaluate",
+        tmp_path / "run",
+        tmp_path / "run" / "test.tsv",
+        "--json",
+        scores,
+        "--max-length",
+        "9",
+        "--min-length",
+        "1",
+    )
+    record = json.loads(scores.read_text())
+    assert record["search"]["beams"] == content.get("decoding", {}).get("beams", 4)
+    assert record["sentences"] == {"iwslt": 40, "huggingface": 20}.get(content["data"]["format"], 10)
+    assert record["scores"]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "cpu" not in name and "demo" not in name])
+def test_the_head_says_all_that_a_person_needs(name):
+    head = (RECIPES / name).read_text(encoding="utf-8").split("task:")[0]
+    for label in ("files", "train", "score", "expected", "cost"):
+        assert f"#   {label} " in head
+    assert "torchrun --nnodes 2" in head or "iwslt14" in name
+    assert "--model.mixer lightweight" in head
+
+
+def test_without_the_data_a_dry_run_says_what_is_missing(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command("train", RECIPES / "translation/iwslt14_de_en.yaml", "--dry-run")
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert "42,723,840" in printed.out
+    assert "data.train must be given for data.format iwslt" in printed.err
