@@ -167,16 +167,18 @@ def _data(arguments: list[str]) -> None:
 
 def _translate(arguments: list[str]) -> None:
     options = tyro.cli(Translate, prog="dynaconv translate", args=arguments)
-    from ..tasks.translation.report import translate_files
+    from ..seq2seq.report import generate_files
+    from ..tasks.translation.translator import Translator
 
-    translate_files(**vars(options))
+    generate_files(Translator, **vars(options))
 
 
 def _summarize(arguments: list[str]) -> None:
     options = tyro.cli(Summarize, prog="dynaconv summarize", args=arguments)
-    from ..tasks.summarization.report import summarize_files
+    from ..seq2seq.report import generate_files
+    from ..tasks.summarization.summarizer import Summarizer
 
-    summarize_files(**vars(options))
+    generate_files(Summarizer, **vars(options))
 
 
 def _score(arguments: list[str]) -> None:

@@ -9,6 +9,8 @@ from tyro.conf import Positional, arg
 
 @dataclass(kw_only=True)
 class _Decoding:
+    ensemble: tuple[Path, ...] = ()
+    """More models of the same vocabulary, such as other runs: the mean of the probabilities decides."""
     beams: int | None = None
     """Width of the beam; 1: greedy. Default of this and what follows: as the model's recipe says."""
     length_penalty: float | None = None

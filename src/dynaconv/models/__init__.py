@@ -7,6 +7,7 @@ from .dynaconv.counting import Cost, compute_matched, count
 from .dynaconv.modeling import DynaConvForCausalLM, DynaConvModel
 from .lightconv.causal_lm import LightConvForCausalLM, LightConvLMModel
 from .lightconv.configuration import LightConvConfig, LightConvLMConfig
+from .lightconv.generation import LightConvEnsemble
 from .lightconv.modeling import LightConvForConditionalGeneration, LightConvModel
 from .lightconv.tokenization import LightConvTokenizer
 
@@ -16,6 +17,7 @@ __all__ = [
     "DynaConvForCausalLM",
     "DynaConvModel",
     "LightConvConfig",
+    "LightConvEnsemble",
     "LightConvForCausalLM",
     "LightConvForConditionalGeneration",
     "LightConvLMConfig",

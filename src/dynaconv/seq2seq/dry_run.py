@@ -14,7 +14,7 @@ from ..models import LightConvForConditionalGeneration
 from ..training.estimate import ACCELERATORS, UTILISATION, Estimate, estimate, free_disk
 from ..training.run import check_run
 from ..training.trainer import TokenLoss
-from .corpus import SIDES, Corpus, prepare
+from .corpus import SIDES, SPLITS, Corpus, prepare
 from .recipe import PairRecipe
 from .training import configuration
 
@@ -57,18 +57,18 @@ def dry_run(recipe: PairRecipe[Any], run: Path, *, processes: int, **decided: An
     batches = _batches(recipe, corpus)
     loss = TokenLoss(recipe.train.label_smoothing)
     usual, longest = (estimate(model, batch, loss) for batch in (batches.usual, batches.longest))
+    needed, free = (recipe.train.average_last + 1) * longest.checkpoint, free_disk(run)
+    rows = _rows(recipe, corpus, batches, usual, longest, processes)
+    rows["disk"] = f"{_gb(needed)} for checkpoints; {_gb(free)} are free"
     title = f"{run}: {recipe.model.preset}, {config.encoder_mixer} encoder, {config.decoder_mixer} decoder"
     table = Table("", "needs", title=title)
-    for name, text in _rows(recipe, corpus, batches, usual, longest, processes):
-        table.add_row(name, text)
-    disk = (recipe.train.average_last + 1) * longest.checkpoint
-    free = free_disk(run)
-    table.add_row("disk", f"{_gb(disk)} for checkpoints; {_gb(free)} are free")
+    for row in rows.items():
+        table.add_row(*row)
     Console().print(table)
     if missing is not None:
         raise missing
-    if disk > free:
-        raise ValueError(f"{_gb(disk)} of checkpoints do not fit on the disk of {run}, where {_gb(free)} are free")
+    if needed > free:
+        raise ValueError(f"{_gb(needed)} of checkpoints do not fit on the disk of {run}, where {_gb(free)} are free")
     if torch.cuda.is_available() and longest.memory > (memory := torch.cuda.get_device_properties(0).total_memory):
         raise ValueError(f"training needs about {_gb(longest.memory)}, the GPU has {_gb(memory)}: lower max_tokens")
 
@@ -76,46 +76,31 @@ def dry_run(recipe: PairRecipe[Any], run: Path, *, processes: int, **decided: An
 def _rows(
     recipe: PairRecipe[Any], corpus: Corpus | None, batches: _Batches, usual: Estimate, longest: Estimate,
     processes: int,
-) -> list[tuple[str, str]]:  # fmt: skip
+) -> dict[str, str]:  # fmt: skip
     options = recipe.train
-    per_update = processes * options.accumulation
-    tokens = batches.target_tokens * per_update
-    flops = usual.flops * per_update * options.max_steps
-    devices = f"{processes} device{'s' if processes > 1 else ''}"
-    rows = [
-        ("parameters", f"{usual.parameters:,}"),
-        ("update", f"{tokens:,.0f} target tokens: {devices} x {options.accumulation} x up to {options.max_tokens:,}"),
-    ]
-    if corpus is None:
-        rows.insert(0, ("data", f"not there; figures are for sequences of {USUAL_TOKENS} tokens"))
-        passes = ""
-    else:
-        lengths = corpus.train.lengths
-        counts = {side: lengths[side].sum() for side in SIDES}
-        rows.insert(
-            0,
-            (
-                "data",
-                f"{len(corpus.train):,} training pairs, {counts['source']:,} and {counts['target']:,} tokens, at most "
-                f"{max(lengths[side].max() for side in SIDES)} a sequence; validation {len(corpus.valid):,}, test "
-                f"{len(corpus.test):,}",
-            ),
-        )
-        passes = f", {tokens * options.max_steps / counts['target']:.1f} epochs"
+    batches_per_update = processes * options.accumulation
+    tokens = batches.target_tokens * batches_per_update
+    flops = usual.flops * batches_per_update * options.max_steps
     hours = {name: flops / (peak * UTILISATION) / 3600 for name, peak in ACCELERATORS.items()}
-    return [
-        *rows,
-        ("run", f"{options.max_steps:,} updates, {tokens * options.max_steps:.3g} target tokens{passes}"),
-        ("compute", f"{flops:.3g} FLOPs, forward and backward"),
-        (
-            "GPU hours",
-            ", ".join(f"{name} {value:.3g}" for name, value in hours.items()) + f", at {UTILISATION:.0%} of their peak",
-        ),
-        (
-            "memory",
-            f"{_gb(longest.memory)} on a device, of which {_gb(longest.activations)} are activations in fp32",
-        ),
-    ]
+    if corpus is None:
+        data, epochs = f"not there; the figures are for sequences of {USUAL_TOKENS} tokens", ""
+    else:
+        counts = {side: int(corpus.train.lengths[side].sum()) for side in SIDES}
+        sizes = ", ".join(f"{name} {len(getattr(corpus, name)):,}" for name in SPLITS)
+        most = max(int(corpus.train.lengths[side].max()) for side in SIDES)
+        data = f"pairs: {sizes}; training tokens: {' and '.join(f'{n:,}' for n in counts.values())}, in a row {most}"
+        epochs = f", {tokens * options.max_steps / counts['target']:.1f} epochs"
+    devices = f"{processes} device{'s' if processes > 1 else ''}"
+    return {
+        "data": data,
+        "parameters": f"{usual.parameters:,}",
+        "update": f"{tokens:,.0f} target tokens: {devices} x {options.accumulation} x up to {options.max_tokens:,}",
+        "run": f"{options.max_steps:,} updates, {tokens * options.max_steps:.3g} target tokens{epochs}",
+        "compute": f"{flops:.3g} FLOPs, forward and backward",
+        "GPU hours": ", ".join(f"{name} {value:.2g}" for name, value in hours.items())
+        + f", at {UTILISATION:.0%} of their peak",
+        "memory": f"{_gb(longest.memory)} on a device, of which {_gb(longest.activations)} are activations in fp32",
+    }
 
 
 def _batches(recipe: PairRecipe[Any], corpus: Corpus | None) -> _Batches:

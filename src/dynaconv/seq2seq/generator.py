@@ -12,10 +12,10 @@ from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Self
 
-from .. import models as _register  # noqa: F401 (makes AutoModelForSeq2SeqLM know our models)
 from ..data.batching import sorted_batches
 from ..data.moses import cut_words, join_words
 from ..data.tokenizer import load_tokenizers, moses_language
+from ..models import LightConvEnsemble  # its package makes AutoModelForSeq2SeqLM know our models
 from ..training.checkpoints import WEIGHTS, checkpoints, loading
 from ..training.recipe import task_of
 from .corpus import SIDES
@@ -45,15 +45,29 @@ class SequenceGenerator:
         self.tokenizers = {"source": source, "target": target}
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str | torch.device | None = None) -> Self:
+    def from_pretrained(
+        cls, path: str | Path, device: str | torch.device | None = None, *, ensemble: Sequence[str | Path] = ()
+    ) -> Self:
         """Load the model of a run folder or of a checkpoint in it; device None: a GPU if there is one.
+
+        With more models of the same vocabulary it is an ensemble: the mean of their probabilities decides.
 
         Raises:
             FileNotFoundError: there is no model at `path`; the message says what there is.
-            ValueError: it was trained for another task, a file of it is damaged, or it is a model that brings its own
-                code, which is never run.
+            ValueError: it was trained for another task, an ensemble has different vocabularies, a file of it is
+                damaged, or it is a model that brings its own code, which is never run.
         """
-        path = Path(path)
+        first, *others = [cls._load(Path(each), device) for each in (path, *ensemble)]
+        for other, where in zip(others, ensemble, strict=True):
+            for side in SIDES:
+                if other.tokenizers[side].get_vocab() != first.tokenizers[side].get_vocab():
+                    raise ValueError(f"{where} has another {side} vocabulary than {path}: they are no ensemble")
+        if others:
+            first.model = LightConvEnsemble([first.model, *(other.model for other in others)]).eval()
+        return first
+
+    @classmethod
+    def _load(cls, path: Path, device: str | torch.device | None) -> Self:
         if not (path / WEIGHTS).is_file():
             found = checkpoints(path)
             hint = f"training has not finished, but there is {found[-1]}" if found else "give the folder of a run"

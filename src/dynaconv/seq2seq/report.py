@@ -22,11 +22,21 @@ logger = logging.getLogger("dynaconv")
 R = TypeVar("R", bound=PairRecipe[Any])
 
 
-def generate_files(generator: SequenceGenerator, files: Sequence[Path], *, nbest: int, **options: Any) -> None:
+def generate_files(
+    kind: type[SequenceGenerator],
+    model: Path,
+    files: Sequence[Path],
+    *,
+    nbest: int,
+    device: str | None,
+    ensemble: Sequence[Path],
+    **options: Any,
+) -> None:
     """Outputs for the lines of files, or of standard input, to standard output; see `SequenceGenerator.stream`.
 
     Lines are written as soon as they are complete, so that an interruption leaves a prefix of the output.
     """
+    generator = kind.from_pretrained(model, device, ensemble=ensemble)
     started, number = time.perf_counter(), 0
     with logging_redirect_tqdm():
         lines, total = read_lines(files), count_lines(files)

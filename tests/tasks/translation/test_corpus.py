@@ -110,3 +110,19 @@ def test_nothing_but_near_duplicates(tmp_path):
         load_pairs(DataConfig(train=path))
     with pytest.raises(ValueError, match=r"data\.valid_size must be at least 1, got 0"):
         load_pairs(DataConfig(train=path, valid_size=0))
+
+
+def test_every_nth_pair_is_held_out(tmp_path):
+    pairs = toy_pairs(50)
+    path = str(write_tsv(tmp_path / "train.tsv", pairs))
+    splits = load_pairs(DataConfig(train=path, test=path, valid_every=10, near_duplicates=True))
+    assert splits["valid"] == {
+        "source": [pairs[i][0] for i in (9, 19, 29, 39, 49)],
+        "target": [pairs[i][1] for i in (9, 19, 29, 39, 49)],
+    }
+    assert count_rows(splits["train"]) == 45
+    assert pairs[10][0] in splits["train"]["source"]
+    apart = load_pairs(DataConfig(train=path, valid_every=10, test_size=5))
+    assert not set(apart["valid"]["source"]) & set(apart["train"]["source"] + apart["test"]["source"])
+    with pytest.raises(ValueError, match="data.valid of one training pair in 51 has no lines"):
+        load_pairs(DataConfig(train=path, valid_every=51))

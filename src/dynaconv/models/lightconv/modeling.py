@@ -5,13 +5,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
+from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from ..huggingface import (
     CACHE,
-    CACHE_NAMES,
     Seq2SeqLMOutput,
     Seq2SeqModelOutput,
     attach_seq2seq_states,
@@ -21,6 +20,7 @@ from ..huggingface import (
     output,
 )
 from .configuration import LightConvConfig
+from .generation import Seq2SeqGenerationMixin
 from .stacks import LightConvDecoder, LightConvEncoder, LightConvPreTrainedModel, source_mask
 
 _ENCODED = ("last_hidden_state", "hidden_states", "attentions")  # of an encoder's output as a tuple
@@ -128,7 +128,7 @@ class LightConvModel(LightConvPreTrainedModel):
         )
 
 
-class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixin):
+class LightConvForConditionalGeneration(LightConvPreTrainedModel, Seq2SeqGenerationMixin):
     """Encoder-decoder with an output layer over the target vocabulary, for translation and summarization.
 
     Example:
@@ -158,6 +158,10 @@ class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixi
         """The encoder."""
         return self.model.encoder
 
+    def new_cache(self) -> EncoderDecoderCache:
+        """An empty cache for decoding."""
+        return _cache(self.config)
+
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resize the vocabulary; raises ValueError where source and target do not share one."""
         if new_num_tokens is not None and self.config.share_embeddings != "all":
@@ -166,12 +170,6 @@ class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixi
                 "and target have vocabularies of their own"
             )
         return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
-
-    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
-        """Labels [B, T] shifted right, starting with `decoder_start_token_id`, -100 replaced by padding."""
-        start, pad = self.config.decoder_start_token_id or 0, self.config.pad_token_id or 0
-        shifted = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
-        return shifted.masked_fill(shifted == -100, pad)
 
     @can_return_tuple
     def forward(
@@ -233,59 +231,6 @@ class LightConvForConditionalGeneration(LightConvPreTrainedModel, GenerationMixi
             loss = loss / ((labels != -100).sum() if items is None else items)
         rest = {key: value for key, value in outputs.items() if key not in ("last_hidden_state", CACHE)}
         return output(Seq2SeqLMOutput, getattr(outputs, CACHE), loss=loss, logits=logits, **rest)
-
-    def _prepare_text_encoder_decoder_kwargs_for_generation(
-        self, inputs_tensor: Tensor, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        # Later steps see the encoder's output only, and could not tell padding from tokens.
-        if model_kwargs.get("attention_mask") is None and not inputs_tensor.is_floating_point():
-            model_kwargs["attention_mask"] = source_mask(self.config, inputs_tensor, None)
-        prepare: Any = super()._prepare_text_encoder_decoder_kwargs_for_generation
-        return prepare(inputs_tensor, model_kwargs, *args, **kwargs)
-
-    # pyrefly: ignore [bad-override]  (positional arguments are passed on by position)
-    def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
-        if generation_config.use_cache is False:
-            return
-        given = [model_kwargs.pop(name, None) for name in CACHE_NAMES]
-        if (cache := one_cache(*given)) is not None:
-            model_kwargs[CACHE] = cache
-            return
-        if generation_config.cache_implementation not in (None, "dynamic"):
-            raise ValueError(
-                f"cache_implementation={generation_config.cache_implementation!r} is not for convolutional decoders, "
-                "whose state has a fixed size already: leave it out"
-            )
-        model_kwargs[CACHE] = _cache(self.config)
-
-    # pyrefly: ignore [bad-override]  (passed on by name)
-    def _update_finished_beams(
-        self,
-        *,
-        is_sent_finished: Tensor,
-        next_token_hits_stopping_criteria: Tensor,
-        top_num_beam_mask: Tensor,
-        num_beams: int,
-        early_stopping: bool | str,
-        **kwargs: Any,
-    ) -> tuple[Tensor, ...]:
-        # With early stopping the result is the first hypotheses that end, as in fairseq: a better one that ends in the
-        # same step as the last of them takes the place of none.
-        if early_stopping is True:
-            ended = next_token_hits_stopping_criteria & top_num_beam_mask
-            room = num_beams - is_sent_finished.sum(-1, keepdim=True)
-            next_token_hits_stopping_criteria = ended & (ended.cumsum(-1) <= room)
-        update: Any = super()._update_finished_beams
-        return update(
-            is_sent_finished=is_sent_finished,
-            next_token_hits_stopping_criteria=next_token_hits_stopping_criteria,
-            top_num_beam_mask=top_num_beam_mask,
-            num_beams=num_beams,
-            early_stopping=early_stopping,
-            **kwargs,
-        )
 
 
 def _attention(config: LightConvConfig) -> list[bool]:

@@ -11,15 +11,10 @@ from ...data.lines import check_folders
 from ...data.text import Text
 from ...seq2seq.corpus import read_pairs
 from ...seq2seq.evaluation import generate_timed, save_evaluation
-from ...seq2seq.report import generate_files, recipe_of, show_sample
+from ...seq2seq.report import recipe_of, show_sample
 from .evaluation import first_sentences, first_words, rouge
 from .recipe import DataConfig, Recipe
 from .summarizer import Summarizer
-
-
-def summarize_files(model: Path, files: Sequence[Path], *, device: str | None, **options: Any) -> None:
-    """Summarize the lines of files, or of standard input; see :func:`generate_files`."""
-    generate_files(Summarizer.from_pretrained(model, device), files, **options)
 
 
 def evaluate_model(
@@ -32,6 +27,7 @@ def evaluate_model(
     hypotheses_path: Path | None,
     samples: int,
     device: str | None,
+    ensemble: Sequence[Path],
     **search: Any,
 ) -> None:
     """Score a model on a test set beside its documents' beginnings, print a table and samples, and write files.
@@ -45,6 +41,7 @@ def evaluate_model(
         hypotheses_path: of the summaries.
         samples: how many documents to print.
         device: of the model; None: a GPU if there is one.
+        ensemble: folders of more models.
         **search: see :meth:`Summarizer.generate`.
 
     Raises:
@@ -57,7 +54,7 @@ def evaluate_model(
     text = read_pairs(spec, DataConfig(**said))
     if not text["source"]:
         raise ValueError(f"{spec} has no documents")
-    result = generate_timed(Summarizer.from_pretrained(model, device), text["source"], **search)
+    result = generate_timed(Summarizer.from_pretrained(model, device, ensemble=ensemble), text["source"], **search)
     hypotheses = result.pop("hypotheses")
     scores = {"model": rouge(hypotheses, text["target"], progress=True)} | _baselines(text, lead)
     console = Console()

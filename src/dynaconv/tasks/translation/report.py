@@ -10,18 +10,13 @@ from rich.table import Column, Table
 
 from ...data.lines import check_folders, read_all
 from ...seq2seq.evaluation import save_evaluation
-from ...seq2seq.report import generate_files, recipe_of, show_sample
+from ...seq2seq.report import recipe_of, show_sample
 from .evaluation import RESAMPLES, compare, evaluate, tune
 from .recipe import DataConfig, Recipe
 from .test_sets import read_aligned, read_test_set
 from .translator import Translator
 
 PENALTIES = tuple(n / 5 for n in range(11))  # 0, 0.2, .. 2
-
-
-def translate_files(model: Path, files: Sequence[Path], *, device: str | None, **options: Any) -> None:
-    """Translate the lines of files, or of standard input; see :func:`generate_files`."""
-    generate_files(Translator.from_pretrained(model, device), files, **options)
 
 
 def score_files(model: Path, files: Sequence[Path], *, max_tokens: int, device: str | None) -> None:
@@ -51,6 +46,7 @@ def evaluate_model(
     hypotheses_path: Path | None,
     samples: int,
     device: str | None,
+    ensemble: Sequence[Path],
     **options: Any,
 ) -> None:
     """Score a model on a test set, print a table and samples, and write JSON and translations where asked.
@@ -68,6 +64,7 @@ def evaluate_model(
         hypotheses_path: of the translations.
         samples: how many sentences to print.
         device: of the model; None: a GPU if there is one.
+        ensemble: folders of more models.
         **options: those of the search and `compound_split`, see :func:`evaluate`.
 
     Raises:
@@ -86,7 +83,7 @@ def evaluate_model(
     config = None if data["format"] == "sacrebleu" else DataConfig(**data)
     test = read_test_set(spec, config, f"{data['source_lang']}-{data['target_lang']}", references)
     others = None if baseline is None else read_aligned(baseline, len(test.sources), spec)
-    translator = Translator.from_pretrained(model, device)
+    translator = Translator.from_pretrained(model, device, ensemble=ensemble)
     if tuned:
         del options["length_penalty"]
         result = tune(translator, test, PENALTIES, **scoring, **options)
