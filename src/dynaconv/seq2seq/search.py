@@ -2,10 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from ..data.batching import sorted_batches
 
@@ -96,8 +104,11 @@ def search_sorted(
         index of a sequence and its `search.nbest` hypotheses.
 
     Raises:
-        ValueError: a prefix or the minimal length leaves no room for the end of sequence.
+        ValueError: a prefix or the minimal length leaves no room for the end of sequence, or a prefix repeats what may
+            not be repeated.
     """
+    for prefix in prefixes:
+        _check_repetitions(prefix, search.no_repeat_ngram_size)
     limits = [_limit(model, len(ids), len(prefix), search) for ids, prefix in zip(sources, prefixes, strict=True)]
     for batch in sorted_batches([len(source) for source in sources], search.batch_tokens):
         own = [sources[i] for i in batch], [prefixes[i] for i in batch], [limits[i] for i in batch]
@@ -114,6 +125,12 @@ def _limit(model: Any, source: int, prefix: int, search: Search) -> int:
     return limit
 
 
+def _check_repetitions(prefix: list[int], size: int) -> None:
+    ngrams = [tuple(prefix[i : i + size]) for i in range(len(prefix) - size + 1)] if size else []
+    if len(set(ngrams)) < len(ngrams):
+        raise ValueError(f"a prefix has {size} tokens in a row twice, which no_repeat_ngram_size = {size} forbids")
+
+
 class _LengthLimits(StoppingCriteria):
     """Ends the hypotheses of every sequence at its own limit: what a sequence gives must not depend on its batch."""
 
@@ -125,14 +142,21 @@ class _LengthLimits(StoppingCriteria):
         return limits < input_ids.shape[1]  # the first token only starts the sequence
 
 
-def _begin_with(prefixes: list[list[int]], vocabulary: torch.Tensor) -> dict[str, Any]:
-    """Arguments of `generate()` for hypotheses that begin so."""
+class _Prefixes(LogitsProcessor):
+    """Lets the hypotheses for every sequence begin with tokens of its own, which keep their probabilities."""
 
-    def allowed(sequence: int, ids: torch.Tensor) -> Any:
-        prefix, step = prefixes[sequence], len(ids) - 1  # the first token only starts the sequence
-        return prefix[step : step + 1] if step < len(prefix) else vocabulary
+    def __init__(self, prefixes: list[list[int]], device: torch.device):
+        padded = zip_longest(*prefixes, fillvalue=-1)  # a row for every step
+        self.steps = [torch.tensor(row, device=device) for row in padded]
 
-    return {"prefix_allowed_tokens_fn": allowed} if any(prefixes) else {}
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        step = input_ids.shape[1] - 1  # the first token only starts the sequence
+        if step >= len(self.steps):
+            return scores
+        forced = self.steps[step].repeat_interleave(len(scores) // len(self.steps[step]))[:, None]  # several beams
+        index = forced.clamp(min=0)
+        alone = torch.full_like(scores, float("-inf")).scatter(1, index, scores.gather(1, index))
+        return torch.where(forced < 0, scores, alone)
 
 
 @torch.inference_mode()
@@ -151,7 +175,7 @@ def _search_batch(
         max_new_tokens=max(limits),
         no_repeat_ngram_size=search.no_repeat_ngram_size,
         min_new_tokens=search.min_length,
-        **_begin_with(prefixes, torch.arange(model.config.vocab_size, device=model.device)),
+        logits_processor=LogitsProcessorList([_Prefixes(prefixes, model.device)] if any(prefixes) else []),
         stopping_criteria=StoppingCriteriaList([stop]),
         return_dict_in_generate=True,
         output_scores=search.beams > 1,

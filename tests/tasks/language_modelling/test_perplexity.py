@@ -131,3 +131,10 @@ def test_on_the_command_line(model, tokenizer, tmp_path, cache, grafted):
         result = run_cli("perplexity", folder, tmp_path / "text.txt", *arguments, cache=cache)
         assert result.returncode == 2
         assert message in result.stderr.splitlines()[-1]
+
+
+def test_an_encoder_decoder_is_refused(toy_run, cache, tmp_path):
+    (tmp_path / "text.txt").write_text("five red dogs\n")
+    result = run_cli("perplexity", toy_run, tmp_path / "text.txt", cache=cache)
+    assert result.returncode == 2
+    assert f"the model in {toy_run} is an encoder-decoder, no language model: use dynaconv score" in result.stderr

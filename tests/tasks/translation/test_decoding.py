@@ -43,6 +43,15 @@ def test_prefixes(translator, beams):
         assert hypothesis.score == pytest.approx(alone[0].score, abs=1e-4)
 
 
+def test_a_prefix_that_may_not_be(translator):
+    with pytest.raises(
+        ValueError, match="a prefix has 2 tokens in a row twice, which no_repeat_ngram_size = 2 forbids"
+    ):
+        translator.generate(SOURCES[:1], prefixes=["two red dogs two red"], no_repeat_ngram_size=2)
+    [[best]] = translator.generate(SOURCES[:1], prefixes=["two red dogs two red"])
+    assert best.text.startswith("two red dogs two red")
+
+
 def test_an_unknown_prefix(translator, caplog):
     translator.generate(SOURCES[:1], prefixes=["猫"])
     assert "prefix '猫': " in caplog.text
@@ -154,9 +163,11 @@ def test_on_the_command_line(toy_run, tmp_path, cache):
     assert len(rows) == 6
     assert all(float(total) < 0 < int(tokens) for total, tokens in rows)
     (tmp_path / "bad.tsv").write_text("no tab\n", encoding="utf-8")
-    result = run_cli("score", toy_run, tmp_path / "bad.tsv", cache=cache)
+    result = run_cli("score", toy_run, tmp_path / "valid.tsv", tmp_path / "bad.tsv", cache=cache)
     assert result.returncode == 2
-    assert "line 1: a source, a tab and a translation are expected; got 'no tab'" in result.stderr
+    assert (
+        f"{tmp_path / 'bad.tsv'}, line 1: a source, a tab and a translation are expected; got 'no tab'" in result.stderr
+    )
     result = run_cli(
         "evaluate", toy_run, tmp_path / "valid.tsv", "--tune", "--references", tmp_path / "more.txt", "--baseline",
         tmp_path / "more.txt", "--json", tmp_path / "s.json", "--samples", "1", cache=cache,

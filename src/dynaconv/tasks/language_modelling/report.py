@@ -1,6 +1,7 @@
 """What the commands print: perplexities."""
 
 import json
+import logging
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -15,6 +16,8 @@ from ...data.lines import check_folders, read_all
 from ...grafting.loading import from_pretrained
 from ...training.checkpoints import loading
 from .perplexity import check_windows, predict
+
+logger = logging.getLogger("dynaconv")
 
 Sequences = Literal["file", "line", "joined"]
 WINDOW = 4096  # tokens, where the model is meant for more: their logits have to fit in memory
@@ -38,12 +41,15 @@ def print_perplexity(
 
     Raises:
         FileNotFoundError: there is no model at `path`.
-        ValueError: there is nothing to predict, or a window that the model does not take.
+        ValueError: the model is an encoder-decoder, there is nothing to predict, or a window that the model does not
+            take.
     """
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"no model in {path} (config.json)")
     check_folders(json_path)
     config: Any = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    if config.is_encoder_decoder:
+        raise ValueError(f"the model in {path} is an encoder-decoder, no language model: use dynaconv score")
     text = config.get_text_config()
     names = ("max_position_embeddings", "max_target_positions", "n_positions")
     limit = next((value for name in names if (value := getattr(text, name, None))), None)
@@ -59,6 +65,8 @@ def print_perplexity(
     ids = encode(
         lines, tokenizer, sequences, bos=getattr(text, "bos_token_id", None), eos=getattr(text, "eos_token_id", None)
     )
+    if unknown := sum(sequence.count(tokenizer.unk_token_id) for sequence in ids):
+        logger.warning("%s of %s tokens are unknown to the model", f"{unknown:,}", f"{sum(map(len, ids)):,}")
     found = predict(model, ids, window=window, overlap=overlap, max_tokens=max_tokens, progress=True)
     units = {
         "bytes": sum(len(line.encode()) + 1 for line in lines),

@@ -22,12 +22,16 @@ PENALTIES = tuple(n / 5 for n in range(11))  # 0, 0.2, .. 2
 def score_files(model: Path, files: Sequence[Path], *, max_tokens: int, device: str | None) -> None:
     """Print the log-probability of the translation in each line `source TAB translation`, and its number of tokens."""
     pairs: dict[str, list[str]] = {"sources": [], "targets": []}
-    for number, line in enumerate(read_all(files), 1):
-        source, tab, target = line.partition("\t")
-        if not tab or "\t" in target:
-            raise ValueError(f"line {number}: a source, a tab and a translation are expected; got {line[:60]!r}")
-        pairs["sources"].append(source)
-        pairs["targets"].append(target)
+    for group in [[path] for path in files] or [[]]:
+        for number, line in enumerate(read_all(group), 1):
+            source, tab, target = line.partition("\t")
+            if not tab or "\t" in target:
+                where = group[0] if group else "standard input"
+                raise ValueError(
+                    f"{where}, line {number}: a source, a tab and a translation are expected; got {line[:60]!r}"
+                )
+            pairs["sources"].append(source)
+            pairs["targets"].append(target)
     translator = Translator.from_pretrained(model, device)
     for log_probability, tokens in translator.score(**pairs, progress=True, max_tokens=max_tokens):
         sys.stdout.write(f"{log_probability:.4f}\t{tokens}\n")
