@@ -1,6 +1,7 @@
 """What constrains translations, and what is said about given ones."""
 
 import json
+import shutil
 import subprocess
 from itertools import pairwise
 
@@ -50,6 +51,31 @@ def test_a_prefix_that_may_not_be(translator):
         translator.generate(SOURCES[:1], prefixes=["two red dogs two red"], no_repeat_ngram_size=2)
     [[best]] = translator.generate(SOURCES[:1], prefixes=["two red dogs two red"])
     assert best.text.startswith("two red dogs two red")
+
+
+def test_an_ensemble(translator, toy_run, tmp_path):
+    earlier = toy_run / "checkpoint-200"
+    both = Translator.from_pretrained(toy_run, "cpu", ensemble=[earlier])
+    found = both.generate(SOURCES, beams=3)
+    given = [
+        model.score(SOURCES, [best.text for [best] in found])
+        for model in (translator, Translator.from_pretrained(earlier, "cpu"), both)
+    ]
+    for [best], (a, count), (b, _), (mean, _) in zip(found, *given):
+        assert mean > (a + b) / 2 - 1e-3  # the logarithm of a mean is at least the mean of logarithms
+        assert mean / count == pytest.approx(best.score, abs=1e-4)
+    assert sum(best.text == target for [best], target in zip(found, TARGETS)) >= len(TARGETS) - 1
+
+
+def test_an_ensemble_needs_one_vocabulary(toy_run, tmp_path):
+    other = shutil.copytree(toy_run / "checkpoint-200", tmp_path / "checkpoint-200")
+    content = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    first, second = list(vocabulary)[10:12]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"{other} has another source vocabulary than {toy_run}"):
+        Translator.from_pretrained(toy_run, "cpu", ensemble=[other])
 
 
 def test_an_unknown_prefix(translator, caplog):
