@@ -1,8 +1,8 @@
 """Attention, LightConv and DynamicConv at the 2019 paper's sizes: decoding, training, and cost against length.
 
-Weights are random and every translation has as many tokens as its reference, so that all networks do the same amount of
-work on real sentences, whose lengths come from the test set of a run. All that is compared runs in interleaved rounds;
-every number is the fastest.
+Weights are random, and every translation has as many tokens as the longest reference of its batch, so that all networks
+do the same amount of work on real sentences, whose lengths come from the test set of a run. All that is compared runs
+in interleaved rounds; every number is the fastest.
 
     python benchmarks/speed.py runs/demo --output benchmarks/results/speed_cpu
 """

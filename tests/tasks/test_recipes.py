@@ -162,3 +162,18 @@ def test_without_the_data_a_dry_run_says_what_is_missing(command, capsys):
     printed = capsys.readouterr()
     assert "42,723,840" in printed.out
     assert "data.train must be given for data.format iwslt" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--processes", "0"), "--processes must be 1 or more; got 0"),
+        (("--decoding.no_repeat_ngram_size", "1"), "no_repeat_ngram_size must be 0 or 2 and more"),
+        (("--decoding.min_length", "600"), "max_length must be above min_length = 600; got 512"),
+        (("--decoding.max_length", "0"), "max_length"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_before_the_data_is_read(command, capsys, options, message):
+    with pytest.raises(SystemExit):
+        command("train", RECIPES / "translation/wmt14_en_de.yaml", "--dry-run", *options)
+    assert message in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Recipes: every mistake is explained, every value survives a round trip."""
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,13 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*/*.yaml"))
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_of_the_project(path, tmp_path):
-    recipe = load_recipe(path, Recipe)
+    kind = import_module(f"dynaconv.tasks.{path.parent.name}.recipe").Recipe
+    recipe = load_recipe(path, kind)
     assert recipe.task == path.parent.name
     assert recipe.task in TASKS
     recipe.model.configuration(vocab_size=100)
     save_recipe(recipe, tmp_path / "copy.yaml")
-    assert load_recipe(tmp_path / "copy.yaml", Recipe) == recipe
+    assert load_recipe(tmp_path / "copy.yaml", kind) == recipe
 
 
 MISTAKES = {

@@ -109,13 +109,13 @@ def _usage() -> str:
 
 def _parse_recipe(command: str, description: str, arguments: list[str], run_options: bool) -> tuple[str, Any]:
     """The task and the options, of which `recipe` is one."""
-    from ..training.recipe import check_recipe, read_recipe
+    from ..training.recipe import check_recipe, read_recipe, task_in
 
     path = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if path is None and not {"-h", "--help"} & set(arguments):
         raise ValueError(f"give the recipe first: dynaconv {command} RECIPE.yaml [options]")
     content = read_recipe(path) if path else {}
-    task = content.get("task", TASKS[0])  # recipes from before there were others do not say it
+    task = task_in(content)
     if task not in TASKS:
         raise ValueError(f"{path}: no task {task!r}: there are {', '.join(TASKS)}")
     kind = _task(task, "recipe").Recipe
@@ -152,7 +152,7 @@ def _train(arguments: list[str]) -> None:
     task, run = _parse_recipe("train", _TRAIN, arguments, run_options=True)
     training = _task(task, "training")
     if run.dry_run:
-        training.plan(run.recipe, run.output, processes=run.processes)
+        training.plan(run.recipe, run.output, resume=run.resume, processes=run.processes)
         return
     training.train(run.recipe, run.output, resume=run.resume)
     print(f"model   {run.output}\ncurves  {run.output / 'curves.png'}\nnext    {training.NEXT.format(run=run.output)}")
@@ -191,6 +191,8 @@ def _score(arguments: list[str]) -> None:
 def _evaluate(arguments: list[str]) -> None:
     from ..training.recipe import task_of
 
+    if arguments and arguments[0].startswith("-") and not {"-h", "--help"} & set(arguments):
+        raise ValueError("give the model first: dynaconv evaluate MODEL DATA [options]")
     kinds = {"translation": Evaluate, "summarization": EvaluateSummaries}
     task = task_of(Path(arguments[0]) if arguments else None) or "translation"
     if task not in kinds:

@@ -126,6 +126,8 @@ def prepare(data: PairConfig, tokenizer: TokenizerConfig, cache: Path | None = N
         RuntimeError: a download failed.
     """
     cache = cache or store.cache_directory()
+    if tokenizer.moses and data.languages() is None:
+        raise ValueError("tokenizer.moses needs the languages, which this task does not have: set it to false")
     files = [
         path
         for spec in _given(data).values()
@@ -268,8 +270,6 @@ def _write(splits: dict[str, Text], data: PairConfig, config: TokenizerConfig, f
 
 
 def _cut_words(text: Text, data: PairConfig, split: str) -> Text:
-    languages = data.languages()
-    if languages is None:
-        raise ValueError("tokenizer.moses needs the languages, which this task does not have: set it to false")
+    languages = data.languages() or {}
     titles = {side: f"words of {split} {side}" if len(lines) >= 50000 else None for side, lines in text.items()}
     return {side: cut_words(lines, languages[side], titles[side]) for side, lines in text.items()}

@@ -1,6 +1,6 @@
 """`dynaconv train --dry-run`: data, sizes, memory, disk and cost of a run, before anything is spent."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..training.run import check_run
 from ..training.trainer import TokenLoss
 from .corpus import SIDES, SPLITS, Corpus, prepare
 from .recipe import PairRecipe
+from .search import Search
 from .training import configuration
 
 USUAL_TOKENS = 32  # of a sequence, where the data is not there
@@ -30,7 +31,7 @@ class _Batches:
     longest: dict[str, torch.Tensor]
 
 
-def dry_run(recipe: PairRecipe[Any], run: Path, *, processes: int, **decided: Any) -> None:
+def dry_run(recipe: PairRecipe[Any], run: Path, *, resume: bool, processes: int, **decided: Any) -> None:
     """Check what a run needs and print it.
 
     The data is prepared where it is given: training finds it again.
@@ -38,15 +39,20 @@ def dry_run(recipe: PairRecipe[Any], run: Path, *, processes: int, **decided: An
     Args:
         recipe: of the task.
         run: the folder that the run would have.
+        resume: the run is to go on.
         processes: how many devices would train.
         **decided: values of the model's configuration, where the recipe does not say them.
 
     Raises:
-        ValueError: the folder holds something already, the data is not given or cannot be used, the recipe does not fit
-            together, or there is too little disk or memory; a table of all that is known is printed first.
+        ValueError: no process, the folder holds something already, the recipe does not fit together, the data is not
+            given or cannot be used, or there is too little disk or memory; before the last three a table of all that is
+            known is printed.
         FileNotFoundError: no such file.
     """
-    check_run(run, recipe, resume=False)
+    if processes < 1:
+        raise ValueError(f"--processes must be 1 or more; got {processes}")
+    check_run(run, recipe, resume=resume)
+    Search(**asdict(recipe.decoding))
     try:
         corpus, missing = prepare(recipe.data, recipe.tokenizer), None
     except (ValueError, FileNotFoundError) as error:
@@ -69,8 +75,9 @@ def dry_run(recipe: PairRecipe[Any], run: Path, *, processes: int, **decided: An
         raise missing
     if needed > free:
         raise ValueError(f"{_gb(needed)} of checkpoints do not fit on the disk of {run}, where {_gb(free)} are free")
-    if torch.cuda.is_available() and longest.memory > (memory := torch.cuda.get_device_properties(0).total_memory):
-        raise ValueError(f"training needs about {_gb(longest.memory)}, the GPU has {_gb(memory)}: lower max_tokens")
+    least = longest.memory - longest.activations // 2  # with bf16
+    if torch.cuda.is_available() and least > (memory := torch.cuda.get_device_properties(0).total_memory):
+        raise ValueError(f"training needs at least {_gb(least)}, the GPU has {_gb(memory)}: lower train.max_tokens")
 
 
 def _rows(
@@ -99,7 +106,8 @@ def _rows(
         "compute": f"{flops:.3g} FLOPs, forward and backward",
         "GPU hours": ", ".join(f"{name} {value:.2g}" for name, value in hours.items())
         + f", at {UTILISATION:.0%} of their peak",
-        "memory": f"{_gb(longest.memory)} on a device, of which {_gb(longest.activations)} are activations in fp32",
+        "memory": f"{_gb(longest.memory)} on a device, of which {_gb(longest.activations)} are activations in fp32, half "
+        "as much in bf16",
     }
 
 

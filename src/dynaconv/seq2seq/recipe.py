@@ -68,7 +68,7 @@ class DecodingConfig:
     """No output has so many tokens in a row twice; 0: all may repeat."""
     min_length: training.Count = 0
     """Tokens of an output at least, without its end."""
-    max_length: training.Count = 512
+    max_length: training.Positive = 512
     """Tokens of an output at most, with its end; also at most twice those of the source and 20."""
 
 

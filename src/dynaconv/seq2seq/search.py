@@ -1,5 +1,6 @@
 """Beam search in batches of sequences of similar length."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -16,6 +17,8 @@ from transformers import (
 )
 
 from ..data.batching import sorted_batches
+
+logger = logging.getLogger("dynaconv")
 
 
 class Hypothesis(NamedTuple):
@@ -181,6 +184,9 @@ def _search_batch(
         output_scores=search.beams > 1,
         output_logits=search.beams == 1,
     )
+    ended = (output.sequences[:, 1:] == model.config.eos_token_id).any(1)  # the first token, which starts, is it too
+    if cut := int((~ended).sum()):
+        logger.warning("%d outputs are cut at their maximal length: see --max-length", cut)
     texts = tokenizers["target"].batch_decode(output.sequences, skip_special_tokens=True)
     if search.beams > 1:
         scores = output.sequences_scores

@@ -1,6 +1,7 @@
 """From a recipe to a trained encoder-decoder in a run folder."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..training.run import check_run, fit
 from .corpus import SIDES, Corpus, prepare
 from .generator import SequenceGenerator
 from .recipe import DecodingConfig, PairRecipe
+from .search import Search
 
 
 def train_pairs(
@@ -48,7 +50,8 @@ def train_pairs(
             other data, or on another number of processes.
     """
     check_run(run, recipe, resume=resume)
-    recipe.model.configuration(**decided)  # a mistake shows before the data is fetched
+    recipe.model.configuration(**decided)  # a mistake shows before the data is fetched, here and in the next line
+    Search(**asdict(recipe.decoding))
     corpus = prepare(recipe.data, recipe.tokenizer)
     set_seed(recipe.train.seed)
     model = LightConvForConditionalGeneration(configuration(recipe, corpus, decided))
@@ -92,7 +95,7 @@ def _set_defaults(model: PreTrainedModel, decoding: DecodingConfig) -> None:
     config: Any = model.generation_config
     config.update(
         num_beams=decoding.beams,
-        length_penalty=decoding.length_penalty,
+        length_penalty=decoding.length_penalty if decoding.beams > 1 else None,  # transformers refuses it
         no_repeat_ngram_size=decoding.no_repeat_ngram_size,
         min_new_tokens=decoding.min_length,
         max_new_tokens=decoding.max_length,

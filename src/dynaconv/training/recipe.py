@@ -111,7 +111,12 @@ def check_recipe(content: dict[str, Any], kind: type[R], name: str) -> R:
 def task_of(model: Path | None) -> str | None:
     """The task that a model was trained for; None where no recipe stands beside it."""
     path = model and next((path for path in recipe_files(model) if path.is_file()), None)
-    return read_recipe(path).get("task") if path else None
+    return task_in(read_recipe(path)) if path else None
+
+
+def task_in(content: dict[str, Any]) -> str:
+    """The task of a recipe; those from before there were others do not say it."""
+    return content.get("task", "translation")
 
 
 def recipe_files(model: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from dynaconv.data.tokenizer import TokenizerConfig
 from dynaconv.seq2seq.corpus import prepare, read_pairs
 from dynaconv.tasks.summarization.evaluation import first_sentences, first_words, rouge, rouge_l
 from dynaconv.tasks.summarization.recipe import DataConfig, Recipe
@@ -90,6 +91,11 @@ def test_a_model_for_another_task_is_refused(run, cache, command, tmp_path):
     result = run_cli(command, run, tmp_path / "pairs.tsv", cache=cache)
     assert result.returncode == 2
     assert f"the model in {run} was trained for summarization, not for translation" in result.stderr
+
+
+def test_moses_needs_languages_and_says_so_before_it_reads(tmp_path):
+    with pytest.raises(ValueError, match="tokenizer.moses needs the languages"):
+        prepare(DataConfig(train="nowhere.tsv"), TokenizerConfig(moses=True), tmp_path)
 
 
 def test_debian_is_refused():

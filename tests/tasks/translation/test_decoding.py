@@ -208,3 +208,30 @@ def test_on_the_command_line(toy_run, tmp_path, cache):
     result = run_cli("translate", toy_run, "--prefix", "five white", tmp_path / "more.txt", cache=cache,
                      stdin=subprocess.DEVNULL)  # fmt: skip
     assert all(line.startswith("five white") for line in result.stdout.splitlines())
+
+
+def test_what_evaluate_refuses(toy_run, cache):
+    for arguments, message in (
+        (("--samples", "1", toy_run, "x.tsv"), "give the model first: dynaconv evaluate MODEL DATA [options]"),
+        ((toy_run, "x.tsv", "--tune", "--length-penalty", "1"), "--tune finds the length penalty"),
+    ):
+        result = run_cli("evaluate", *arguments, cache=cache)
+        assert result.returncode == 2
+        assert message in result.stderr
+
+
+def test_a_translation_that_is_cut_is_said(translator, caplog):
+    translator.generate(SOURCES[:2], max_length=3)
+    assert "2 outputs are cut at their maximal length" in caplog.text
+    caplog.clear()
+    translator.generate(SOURCES[:2])
+    assert not caplog.text
+
+
+def test_moses_words_of_what_a_model_with_such_words_writes():
+    """Typographic signs that its vocabulary never had cost it nothing."""
+    reference = ["He said \u201cyes\u201d \u2013 it\u2019s true."]
+    plain = [normalized for line in reference for normalized in [line.replace("\u201c", '"').replace("\u201d", '"')]]
+    written = [plain[0].replace("\u2013", "-").replace("\u2019", "'")]
+    assert score(written, [reference], language="en")["tokenized BLEU"]["score"] == pytest.approx(100)
+    assert score(written, [reference], language="en")["BLEU"]["score"] < 90

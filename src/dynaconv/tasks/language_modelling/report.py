@@ -49,7 +49,7 @@ def print_perplexity(
     check_folders(json_path)
     config: Any = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if config.is_encoder_decoder:
-        raise ValueError(f"the model in {path} is an encoder-decoder, no language model: use dynaconv score")
+        raise ValueError(f"the model in {path} is an encoder-decoder, no language model: give one of those")
     text = config.get_text_config()
     names = ("max_position_embeddings", "max_target_positions", "n_positions")
     limit = next((value for name in names if (value := getattr(text, name, None))), None)

@@ -61,14 +61,14 @@ def evaluate_model(
     for document, reference, summary in list(zip(*text.values(), hypotheses, strict=True))[:samples]:
         show_sample(console, {"document": document, "reference": reference, "summary": summary})
     metrics = list(scores["model"])
-    title = f"{model} on {spec}: {result['sentences']:,} documents"
+    title = f"{' + '.join(map(str, (model, *ensemble)))} on {spec}: {result['sentences']:,} documents"
     table = Table("ROUGE F1", *(Column(name, justify="right") for name in metrics), title=title)
     for name, found in scores.items():
         cells = (f"{entry['score']:.2f} ({entry['low']:.2f} to {entry['high']:.2f})" for entry in found.values())
         table.add_row(name, *cells)
     console.print(table)
     console.print(f"{scores['model'][metrics[-1]]['signature']}\n{result['sentences_per_second']:.1f} documents/s")
-    record = {"model": str(model), "data": spec, "scores": scores, **result}
+    record = {"model": str(model), "ensemble": list(map(str, ensemble)), "data": spec, "scores": scores, **result}
     save_evaluation(record, hypotheses, json_path=json_path, hypotheses_path=hypotheses_path)
 
 

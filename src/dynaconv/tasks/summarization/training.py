@@ -25,9 +25,9 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Path:
     )
 
 
-def plan(recipe: Recipe, run: Path, *, processes: int) -> None:
+def plan(recipe: Recipe, run: Path, *, resume: bool = False, processes: int = 1) -> None:
     """Print what training would need; see :func:`dynaconv.seq2seq.dry_run.dry_run`."""
-    dry_run(recipe, run, processes=processes, **_decided(recipe))
+    dry_run(recipe, run, resume=resume, processes=processes, **_decided(recipe))
 
 
 def _decided(recipe: Recipe) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.significance import PairedTest
 
+from ...data.moses import cut_words
 from ...seq2seq.evaluation import generate_timed
 from ...seq2seq.search import Search
 from .test_sets import EvaluationSet
@@ -52,7 +53,8 @@ def score(
     ours, *theirs = [_tokenize(side, language, compound_split) for side in (hypotheses, *references)]
     results["tokenized BLEU"] = {
         "score": round(tokenized.corpus_score(ours, theirs).score, 2),
-        "signature": f"multi-bleu, Moses tokens ({language})" + (", compounds split" if compound_split else ""),
+        "signature": f"multi-bleu, Moses tokens ({language}, punctuation normalised)"
+        + (", compounds split" if compound_split else ""),
     }
     return results
 
@@ -127,8 +129,5 @@ def _metrics(language: str, lowercase: bool, **options: Any) -> dict[str, Any]:
 
 
 def _tokenize(lines: list[str], language: str, compound_split: bool) -> list[str]:
-    from sacremoses import MosesTokenizer
-
-    moses = MosesTokenizer(language)
-    tokenized = [str(moses.tokenize(line, return_str=True)) for line in lines]
-    return [re.sub(r"(\S)-(\S)", r"\1 ##AT##-##AT## \2", line) for line in tokenized] if compound_split else tokenized
+    words = cut_words(lines, language)
+    return [re.sub(r"(\S)-(\S)", r"\1 ##AT##-##AT## \2", line) for line in words] if compound_split else words

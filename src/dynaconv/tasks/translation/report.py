@@ -75,6 +75,8 @@ def evaluate_model(
         ValueError: the languages are not known, the test set is empty, or a file has another number of lines.
     """
     check_folders(json_path, hypotheses_path)
+    if tuned and options.pop("length_penalty") is not None:
+        raise ValueError("--tune finds the length penalty: leave --length-penalty out")
     recipe = recipe_of(model, Recipe)
     for name in ("source_lang", "target_lang"):
         data[name] = data[name] or (recipe and getattr(recipe.data, name))
@@ -89,7 +91,6 @@ def evaluate_model(
     others = None if baseline is None else read_aligned(baseline, len(test.sources), spec)
     translator = Translator.from_pretrained(model, device, ensemble=ensemble)
     if tuned:
-        del options["length_penalty"]
         result = tune(translator, test, PENALTIES, **scoring, **options)
     else:
         result = evaluate(translator, test, **scoring, **options)
@@ -100,8 +101,8 @@ def evaluate_model(
     for source, *lines, hypothesis in list(zip(test.sources, *test.references, hypotheses, strict=True))[:samples]:
         numbered = {f"reference {n}" if n > 1 else "reference": line for n, line in enumerate(lines, 1)}
         show_sample(console, {"source": source, **numbered, "translation": hypothesis})
-    console.print(_score_table(f"{model} on {spec}", result))
-    record = {"model": str(model), "data": spec, **result, "options": scoring}
+    console.print(_score_table(f"{' + '.join(map(str, (model, *ensemble)))} on {spec}", result))
+    record = {"model": str(model), "ensemble": list(map(str, ensemble)), "data": spec, **result, "options": scoring}
     save_evaluation(record, hypotheses, json_path=json_path, hypotheses_path=hypotheses_path)
 
 

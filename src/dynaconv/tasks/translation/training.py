@@ -18,6 +18,6 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Path:
     return train_pairs(recipe, run, resume=resume, generator=Translator, metric="BLEU", measure=measure)
 
 
-def plan(recipe: Recipe, run: Path, *, processes: int) -> None:
+def plan(recipe: Recipe, run: Path, *, resume: bool = False, processes: int = 1) -> None:
     """Print what training would need; see :func:`dynaconv.seq2seq.dry_run.dry_run`."""
-    dry_run(recipe, run, processes=processes)
+    dry_run(recipe, run, resume=resume, processes=processes)

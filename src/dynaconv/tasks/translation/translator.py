@@ -23,7 +23,7 @@ class Translator(SequenceGenerator):
     @property
     def limit(self) -> int:
         """Tokens of a line that is translated in one piece."""
-        return min(PIECE_TOKENS, super().limit)
+        return min(PIECE_TOKENS, self.model.generation_config.max_new_tokens or PIECE_TOKENS, super().limit)
 
     def shorten(self, line: str, ids: list[int], number: int) -> list[list[int]]:
         """Sentences, or words where there is one only, in pieces of at most `limit` tokens."""
