@@ -106,8 +106,8 @@ def _rows(
         "compute": f"{flops:.3g} FLOPs, forward and backward",
         "GPU hours": ", ".join(f"{name} {value:.2g}" for name, value in hours.items())
         + f", at {UTILISATION:.0%} of their peak",
-        "memory": f"{_gb(longest.memory)} on a device, of which {_gb(longest.activations)} are activations in fp32, half "
-        "as much in bf16",
+        "memory": f"{_gb(longest.memory)} on a device, of which {_gb(longest.activations)} are activations in fp32, "
+        "half as much in bf16",
     }
 
 
