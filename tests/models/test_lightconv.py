@@ -107,6 +107,23 @@ def test_generation_with_the_cache_equals_generation_without(mixer, options):
         assert torch.equal(cached, plain)
 
 
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_several_rows_of_a_source_share_its_keys(implementation):
+    """Beams and samples; where probabilities are returned, each row has its own."""
+    model, (ids, _) = make_model(1), make_batch(1)
+    model.set_attn_implementation(implementation)
+    for options in ({"num_beams": 3}, {"do_sample": True, "num_return_sequences": 3}):
+        found = []
+        for use_cache in (True, False):
+            torch.manual_seed(5)
+            found.append(
+                model.generate(ids, max_new_tokens=12, use_cache=use_cache, return_dict_in_generate=True, **options)
+            )
+        assert found[0].sequences.equal(found[1].sequences)
+        rows = len(ids) * 3 if implementation == "eager" else len(ids)
+        assert len(found[0].past_key_values.cross_attention_cache.layers[0].keys) == rows
+
+
 def test_beam_search_without_reordering_is_noticed(monkeypatch):
     """The control: the tests above would see a cache whose rows stay behind when beams change places."""
     monkeypatch.setattr(ConvStateLayer, "reorder_cache", lambda self, index: None)

@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from dynaconv.tasks.translation import translator as module
-from dynaconv.tasks.translation.report import translate_files
+from dynaconv.seq2seq import generator as module
+from dynaconv.seq2seq.report import generate_files
 from dynaconv.tasks.translation.translator import Translator
 
 from ...conftest import start_cli, toy_pairs
@@ -115,7 +115,7 @@ def test_a_line_is_written_in_one_piece(toy_run, tmp_path, monkeypatch, nbest):
             pieces.append(text)
 
     monkeypatch.setattr(sys, "stdout", Pieces())
-    translate_files(toy_run, [tmp_path / "lines.txt"], nbest=nbest, beams=2, device="cpu")
+    generate_files(Translator, toy_run, [tmp_path / "lines.txt"], nbest=nbest, beams=2, device="cpu", ensemble=())
     assert len(pieces) == 4 * nbest
     assert all(piece.endswith("\n") and piece.count("\n") == 1 for piece in pieces)
 

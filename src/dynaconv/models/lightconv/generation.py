@@ -13,13 +13,31 @@ from ..huggingface import CACHE, CACHE_NAMES, Seq2SeqLMOutput, one_cache, output
 from .stacks import LightConvPreTrainedModel, source_mask
 
 
+class BeamCache(EncoderDecoderCache):
+    """A cache of several rows for each source, in succession: its keys and values are there once.
+
+    Args:
+        beams: rows of a source.
+        self_attention_cache: of the decoder's own tokens.
+        cross_attention_cache: of the sources.
+    """
+
+    def __init__(self, beams: int, self_attention_cache: Any, cross_attention_cache: Any):
+        super().__init__(self_attention_cache, cross_attention_cache)
+        self.beams = beams
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Row i continues what was row `beam_idx[i]`, of the same source."""
+        self.self_attention_cache.reorder_cache(beam_idx)
+
+
 class Seq2SeqGenerationMixin(GenerationMixin):
     """Generation with an encoder-decoder whose decoder may have convolutions."""
 
     config: Any
 
-    def new_cache(self) -> EncoderDecoderCache:
-        """An empty cache for decoding."""
+    def new_cache(self, beams: int = 1) -> EncoderDecoderCache:
+        """An empty cache for decoding; so many rows in succession are of the same source."""
         raise NotImplementedError
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
@@ -52,7 +70,8 @@ class Seq2SeqGenerationMixin(GenerationMixin):
                 f"cache_implementation={generation_config.cache_implementation!r} is not for convolutional decoders, "
                 "whose state has a fixed size already: leave it out"
             )
-        model_kwargs[CACHE] = self.new_cache()
+        rows = (generation_config.num_beams, generation_config.num_return_sequences)
+        model_kwargs[CACHE] = self.new_cache(max(count or 1 for count in rows))
 
     # pyrefly: ignore [bad-override]  (passed on by name)
     def _update_finished_beams(
@@ -106,9 +125,9 @@ class LightConvEnsemble(LightConvPreTrainedModel, Seq2SeqGenerationMixin):
         """The encoders, as one."""
         return self.encoders
 
-    def new_cache(self) -> EncoderDecoderCache:
+    def new_cache(self, beams: int = 1) -> EncoderDecoderCache:
         """Empty caches of all members."""
-        return _Caches([member.new_cache() for member in self._members()])
+        return _Caches([member.new_cache(beams) for member in self._members()])
 
     def forward(
         self,

@@ -119,6 +119,8 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from x, [B, T, E]; mask is True where a query may look, broadcastable to [B, heads, T, S].
 
+        Keys and values may have fewer rows: those of B / n, each for n rows of x, with a mask of [B, 1, 1, S] or none.
+
         Returns:
             [B, T, E], and with `attn_implementation="eager"` the probabilities, [B, heads, T, S].
         """
@@ -132,7 +134,13 @@ class Attention(nn.Module):
             probabilities = scores.softmax(-1, torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
             y = F.dropout(probabilities, dropout) @ values
         else:
+            shared = len(queries) // len(keys)
+            if shared > 1:
+                queries = queries.unflatten(0, (-1, shared)).transpose(1, 2).flatten(2, 3)
+                mask = None if mask is None else mask[::shared]
             y = F.scaled_dot_product_attention(queries, keys, values, mask, dropout, causal)
+            if shared > 1:
+                y = y.unflatten(2, (shared, -1)).transpose(1, 2).flatten(0, 1)
         return self.out_proj(y.transpose(1, 2).flatten(2)), probabilities
 
     def _split(self, x: Tensor) -> Tensor:
@@ -301,4 +309,5 @@ class DecoderLayer(Layer):
         if cache.is_updated.get(self.index):
             return cross.layers[self.index].keys, cross.layers[self.index].values
         cache.is_updated[self.index] = True
-        return cross.update(*self.cross_attention.keys_values(memory), self.index)
+        shared = getattr(cache, "beams", 1)
+        return cross.update(*self.cross_attention.keys_values(memory[::shared]), self.index)

@@ -20,7 +20,7 @@ from ..huggingface import (
     output,
 )
 from .configuration import LightConvConfig
-from .generation import Seq2SeqGenerationMixin
+from .generation import BeamCache, Seq2SeqGenerationMixin
 from .stacks import LightConvDecoder, LightConvEncoder, LightConvPreTrainedModel, source_mask
 
 _ENCODED = ("last_hidden_state", "hidden_states", "attentions")  # of an encoder's output as a tuple
@@ -158,9 +158,9 @@ class LightConvForConditionalGeneration(LightConvPreTrainedModel, Seq2SeqGenerat
         """The encoder."""
         return self.model.encoder
 
-    def new_cache(self) -> EncoderDecoderCache:
-        """An empty cache for decoding."""
-        return _cache(self.config)
+    def new_cache(self, beams: int = 1) -> EncoderDecoderCache:
+        """An empty cache for decoding; so many rows in succession are of the same source."""
+        return _cache(self.config, beams)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resize the vocabulary; raises ValueError where source and target do not share one."""
@@ -238,5 +238,7 @@ def _attention(config: LightConvConfig) -> list[bool]:
     return [config.decoder_mixer == "attention"] * config.decoder_layers
 
 
-def _cache(config: LightConvConfig) -> EncoderDecoderCache:
-    return EncoderDecoderCache(decoder_cache(_attention(config)), DynamicCache())
+def _cache(config: LightConvConfig, beams: int = 1) -> EncoderDecoderCache:
+    parts = decoder_cache(_attention(config)), DynamicCache()
+    shared = beams > 1 and config._attn_implementation != "eager"  # which returns the probabilities of every row
+    return BeamCache(beams, *parts) if shared else EncoderDecoderCache(*parts)
