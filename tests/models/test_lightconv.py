@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from dynaconv.models import LightConvConfig, LightConvForConditionalGeneration
-from dynaconv.models.huggingface import ConvStateLayer
+from dynaconv.models.huggingface import CACHE, ConvStateLayer
 from dynaconv.models.lightconv.configuration import PRESETS
 
 from ..conftest import enable_checkpointing
@@ -121,7 +121,7 @@ def test_several_rows_of_a_source_share_its_keys(implementation):
             )
         assert found[0].sequences.equal(found[1].sequences)
         rows = len(ids) * 3 if implementation == "eager" else len(ids)
-        assert len(found[0].past_key_values.cross_attention_cache.layers[0].keys) == rows
+        assert len(found[0][CACHE].cross_attention_cache.layers[0].keys) == rows
 
 
 def test_beam_search_without_reordering_is_noticed(monkeypatch):
