@@ -265,3 +265,9 @@ def test_other_mistakes():
         model(ids)
     with pytest.raises(ValueError, match="cache_implementation='static' is not for convolutional decoders"):
         make_model().generate(ids, cache_implementation="static", max_new_tokens=2)
+
+
+def test_an_empty_batch():
+    model, (ids, targets) = make_model(1, mixer="attention"), make_batch(1)
+    logits = model(ids[:0], decoder_input_ids=targets[:0], use_cache=False).logits
+    assert logits.shape == (0, targets.shape[1], model.config.vocab_size)

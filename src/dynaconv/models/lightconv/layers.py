@@ -134,7 +134,7 @@ class Attention(nn.Module):
             probabilities = scores.softmax(-1, torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
             y = F.dropout(probabilities, dropout) @ values
         else:
-            shared = len(queries) // len(keys)
+            shared = len(queries) // max(1, len(keys))  # a batch may be empty
             if shared > 1:
                 queries = queries.unflatten(0, (-1, shared)).transpose(1, 2).flatten(2, 3)
                 mask = None if mask is None else mask[::shared]
