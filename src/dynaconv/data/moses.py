@@ -1,6 +1,7 @@
 """Words as the Moses scripts cut them: punctuation normalised, every sign a word of its own (the 2019 paper's data)."""
 
 from collections.abc import Iterable
+from functools import cache
 
 from sacremoses import MosesDetokenizer, MosesPunctNormalizer, MosesTokenizer
 from tqdm import tqdm
@@ -14,12 +15,23 @@ def cut_words(lines: Iterable[str], language: str, title: str | None = None) -> 
         language: code of the language, whose abbreviations are known for the more common ones.
         title: of a progress bar; None: there is none.
     """
-    normalizer, tokenizer = MosesPunctNormalizer(language), MosesTokenizer(language)
+    normalizer, tokenizer = _cutters(language)
     shown = tqdm(lines, desc=title, unit="line", disable=title is None)
     return [str(tokenizer.tokenize(normalizer.normalize(line), return_str=True)) for line in shown]
 
 
 def join_words(lines: Iterable[str], language: str) -> list[str]:
     """Text as it is written, from lines of words."""
-    detokenizer = MosesDetokenizer(language)
+    detokenizer = _joiner(language)
     return [str(detokenizer.detokenize(line.split())) for line in lines]
+
+
+# Each reads its rules from files: once for a language, not for every line that is translated.
+@cache
+def _cutters(language: str) -> tuple[MosesPunctNormalizer, MosesTokenizer]:
+    return MosesPunctNormalizer(language), MosesTokenizer(language)
+
+
+@cache
+def _joiner(language: str) -> MosesDetokenizer:
+    return MosesDetokenizer(language)

@@ -1,6 +1,6 @@
 """`dynaconv train --dry-run`: data, sizes, memory, disk and cost of a run, before anything is spent."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,10 @@ from rich.table import Table
 from ..data.batching import Seq2SeqCollator, TokenBatchSampler
 from ..models import LightConvForConditionalGeneration
 from ..training.estimate import ACCELERATORS, UTILISATION, Estimate, estimate, free_disk
-from ..training.run import check_run
 from ..training.trainer import TokenLoss
 from .corpus import SIDES, SPLITS, Corpus, prepare
 from .recipe import PairRecipe
-from .search import Search
-from .training import configuration
+from .training import check_before_data, configuration
 
 USUAL_TOKENS = 32  # of a sequence, where the data is not there
 
@@ -51,8 +49,7 @@ def dry_run(recipe: PairRecipe[Any], run: Path, *, resume: bool, processes: int,
     """
     if processes < 1:
         raise ValueError(f"--processes must be 1 or more; got {processes}")
-    check_run(run, recipe, resume=resume)
-    Search(**asdict(recipe.decoding))
+    check_before_data(recipe, run, resume=resume, decided=decided)
     try:
         corpus, missing = prepare(recipe.data, recipe.tokenizer), None
     except (ValueError, FileNotFoundError) as error:

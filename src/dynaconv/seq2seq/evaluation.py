@@ -34,11 +34,24 @@ def generate_timed(generator: SequenceGenerator, sources: Sequence[str], **searc
     }
 
 
+def title_of(model: Path, ensemble: Sequence[Path], spec: str) -> str:
+    """What an evaluation is of, for the title of its table."""
+    return f"{' + '.join(map(str, (model, *ensemble)))} on {spec}"
+
+
 def save_evaluation(
-    result: dict[str, Any], hypotheses: list[str], *, json_path: Path | None, hypotheses_path: Path | None
+    result: dict[str, Any],
+    hypotheses: list[str],
+    *,
+    model: Path,
+    ensemble: Sequence[Path],
+    spec: str,
+    json_path: Path | None,
+    hypotheses_path: Path | None,
 ) -> None:
-    """Write results as JSON, and outputs as lines, where a path is given."""
+    """Write results as JSON, with what they are of, and outputs as lines, where a path is given."""
     if hypotheses_path is not None:
         hypotheses_path.write_text("".join(f"{line}\n" for line in hypotheses), encoding="utf-8")
     if json_path is not None:
-        json_path.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
+        record = {"model": str(model), "ensemble": list(map(str, ensemble)), "data": spec, **result}
+        json_path.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..data.lines import count_lines, read_lines
-from ..training.recipe import load_recipe, recipe_files
+from ..training.recipe import load_recipe, recipe_file
 from .corpus import SPLITS, prepare
 from .generator import SequenceGenerator
 from .recipe import PairRecipe
@@ -76,5 +76,5 @@ def show_sample(console: Console, lines: dict[str, str]) -> None:
 
 def recipe_of(model: Path, kind: type[R]) -> R | None:
     """The recipe that a model was trained with, where it stands beside it."""
-    found = [path for path in recipe_files(model) if path.is_file()]
-    return load_recipe(found[0], kind) if found else None
+    path = recipe_file(model)
+    return load_recipe(path, kind) if path else None

@@ -49,9 +49,7 @@ def train_pairs(
         ValueError: the folder holds a run and `resume` is False, or the run was started with another recipe, with
             other data, or on another number of processes.
     """
-    check_run(run, recipe, resume=resume)
-    recipe.model.configuration(**decided)  # a mistake shows before the data is fetched, here and in the next line
-    Search(**asdict(recipe.decoding))
+    check_before_data(recipe, run, resume=resume, decided=decided)
     corpus = prepare(recipe.data, recipe.tokenizer)
     set_seed(recipe.train.seed)
     model = LightConvForConditionalGeneration(configuration(recipe, corpus, decided))
@@ -74,6 +72,13 @@ def train_pairs(
         save_text=corpus.save_text,
     )
     return run
+
+
+def check_before_data(recipe: PairRecipe[Any], run: Path, *, resume: bool, decided: dict[str, Any]) -> None:
+    """Refuse what can be seen to be wrong before text is fetched; raises as :func:`train_pairs`."""
+    check_run(run, recipe, resume=resume)
+    recipe.model.configuration(**decided)
+    Search(**asdict(recipe.decoding))
 
 
 def configuration(recipe: PairRecipe[Any], corpus: Corpus | None, decided: dict[str, Any]) -> LightConvConfig:

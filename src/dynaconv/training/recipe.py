@@ -110,7 +110,7 @@ def check_recipe(content: dict[str, Any], kind: type[R], name: str) -> R:
 
 def task_of(model: Path | None) -> str | None:
     """The task that a model was trained for; None where no recipe stands beside it."""
-    path = model and next((path for path in recipe_files(model) if path.is_file()), None)
+    path = model and recipe_file(model)
     return task_in(read_recipe(path)) if path else None
 
 
@@ -119,9 +119,9 @@ def task_in(content: dict[str, Any]) -> str:
     return content.get("task", "translation")
 
 
-def recipe_files(model: Path) -> list[Path]:
-    """Where the recipe of a model may be: in its run folder, which may be the parent of a checkpoint."""
-    return [model / "recipe.yaml", model.parent / "recipe.yaml"]
+def recipe_file(model: Path) -> Path | None:
+    """The recipe that a model was trained with: in its run folder, which may be the parent of a checkpoint."""
+    return next((path for folder in (model, model.parent) if (path := folder / "recipe.yaml").is_file()), None)
 
 
 def load_recipe(path: str | Path, kind: type[R]) -> R:

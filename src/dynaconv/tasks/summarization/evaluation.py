@@ -48,9 +48,7 @@ def rouge(hypotheses: Sequence[str], references: Sequence[str], *, progress: boo
 
 def rouge_l(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     """The mean of ROUGE-L, 0..100."""
-    scorer = RougeScorer(["rougeLsum"], use_stemmer=True)
-    pairs = zip(references, hypotheses, strict=True)
-    return 100 * float(np.mean([scorer.score(*map(_lines, pair))["rougeLsum"].fmeasure for pair in pairs]))
+    return rouge(hypotheses, references)["ROUGE-L"]["score"]
 
 
 def first_sentences(documents: Sequence[str], count: int) -> list[str]:

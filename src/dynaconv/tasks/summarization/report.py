@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from ...data.lines import check_folders
 from ...data.text import Text
 from ...seq2seq.corpus import read_pairs
-from ...seq2seq.evaluation import generate_timed, save_evaluation
+from ...seq2seq.evaluation import generate_timed, save_evaluation, title_of
 from ...seq2seq.report import recipe_of, show_sample
 from .evaluation import first_sentences, first_words, rouge
 from .recipe import DataConfig, Recipe
@@ -61,15 +61,15 @@ def evaluate_model(
     for document, reference, summary in list(zip(*text.values(), hypotheses, strict=True))[:samples]:
         show_sample(console, {"document": document, "reference": reference, "summary": summary})
     metrics = list(scores["model"])
-    title = f"{' + '.join(map(str, (model, *ensemble)))} on {spec}: {result['sentences']:,} documents"
+    title = f"{title_of(model, ensemble, spec)}: {result['sentences']:,} documents"
     table = Table("ROUGE F1", *(Column(name, justify="right") for name in metrics), title=title)
     for name, found in scores.items():
         cells = (f"{entry['score']:.2f} ({entry['low']:.2f} to {entry['high']:.2f})" for entry in found.values())
         table.add_row(name, *cells)
     console.print(table)
     console.print(f"{scores['model'][metrics[-1]]['signature']}\n{result['sentences_per_second']:.1f} documents/s")
-    record = {"model": str(model), "ensemble": list(map(str, ensemble)), "data": spec, "scores": scores, **result}
-    save_evaluation(record, hypotheses, json_path=json_path, hypotheses_path=hypotheses_path)
+    paths = {"json_path": json_path, "hypotheses_path": hypotheses_path}
+    save_evaluation({"scores": scores, **result}, hypotheses, model=model, ensemble=ensemble, spec=spec, **paths)
 
 
 def _baselines(text: Text, lead: int) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ...data.lines import check_folders, read_all
-from ...seq2seq.evaluation import save_evaluation
+from ...seq2seq.evaluation import save_evaluation, title_of
 from ...seq2seq.report import recipe_of, show_sample
 from .evaluation import RESAMPLES, compare, evaluate, tune
 from .recipe import DataConfig, Recipe
@@ -101,9 +101,9 @@ def evaluate_model(
     for source, *lines, hypothesis in list(zip(test.sources, *test.references, hypotheses, strict=True))[:samples]:
         numbered = {f"reference {n}" if n > 1 else "reference": line for n, line in enumerate(lines, 1)}
         show_sample(console, {"source": source, **numbered, "translation": hypothesis})
-    console.print(_score_table(f"{' + '.join(map(str, (model, *ensemble)))} on {spec}", result))
-    record = {"model": str(model), "ensemble": list(map(str, ensemble)), "data": spec, **result, "options": scoring}
-    save_evaluation(record, hypotheses, json_path=json_path, hypotheses_path=hypotheses_path)
+    console.print(_score_table(title_of(model, ensemble, spec), result))
+    paths = {"json_path": json_path, "hypotheses_path": hypotheses_path}
+    save_evaluation(result | {"options": scoring}, hypotheses, model=model, ensemble=ensemble, spec=spec, **paths)
 
 
 def _score_table(title: str, result: dict[str, Any]) -> Table:
