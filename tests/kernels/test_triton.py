@@ -22,14 +22,25 @@ TARGETS = {
 }  # fmt: skip
 
 
+KERNELS = Path(__file__).parent
+INTERPRETED = (
+    "on_triton",
+    "test_operators",
+    "test_streaming",
+    "test_golden",
+    "test_second_derivatives",
+    "../test_functional",
+)
+
+
 @pytest.mark.slow
-def test_in_the_interpreter():
-    names = ("on_triton", "test_operators", "test_streaming", "test_golden", "test_second_derivatives")
-    paths = [Path(__file__).with_name(f"{name}.py") for name in names]
-    paths.append(Path(__file__).parent.parent / "test_functional.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "triton", "-p", "no:cacheprovider", *map(str, paths)]
+@pytest.mark.parametrize("name", INTERPRETED)
+def test_in_the_interpreter(name):
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "triton", "-p", "no:cacheprovider", KERNELS / f"{name}.py"]
+    command += ["--durations", "15"]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    print(result.stdout[-5000:])
     assert result.returncode == 0, result.stdout[-5000:]
     assert " passed" in result.stdout
 

@@ -13,7 +13,9 @@ from dynaconv.training.checkpoints import checkpoints
 from ..conftest import toy_pairs, write_tsv
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-NAMES = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
+ALL = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.glob("*/*.yaml") if path.parent.name != "sweeps")
+LANGUAGE_MODELS = [name for name in ALL if name.startswith("language_modelling")]
+NAMES = [name for name in ALL if name not in LANGUAGE_MODELS]
 PAIRS = toy_pairs(160, seed=5)
 HEADER = [
     "<url>http://example.org</url>",
@@ -21,46 +23,27 @@ HEADER = [
     "<title>Titel & Text</title>",
     "<talkid>1</talkid>",
 ]
-TINY = [
-    "--tokenizer.vocab_size",
-    "120",
-    "--model.d_model",
-    "16",
-    "--model.encoder_layers",
-    "1",
-    "--model.decoder_layers",
-    "1",
-    "--model.encoder_heads",
-    "2",
-    "--model.decoder_heads",
-    "2",
-    "--model.encoder_kernel_sizes",
-    "3",
-    "--model.decoder_kernel_sizes",
-    "3",
-    "--model.encoder_ffn_dim",
-    "32",
-    "--model.decoder_ffn_dim",
-    "32",
-    "--train.max_steps",
-    "4",
-    "--train.max_tokens",
-    "400",
-    "--train.accumulation",
-    "1",
-    "--train.warmup_steps",
-    "2",
-    "--train.save_steps",
-    "2",
-    "--train.eval_steps",
-    "4",
-    "--train.eval_sentences",
-    "4",
-    "--train.average_last",
-    "2",
-    "--train.log_steps",
-    "2",
-]
+SHORT = {
+    "train.max_steps": 4, "train.max_tokens": 400, "train.accumulation": 1, "train.warmup_steps": 2, "train.save_steps": 2,
+    "train.eval_steps": 4, "train.average_last": 2, "train.log_steps": 2,
+}  # fmt: skip
+PAIRED = {
+    **SHORT, "tokenizer.vocab_size": 120, "model.d_model": 16, "model.encoder_layers": 1, "model.decoder_layers": 1,
+    "model.encoder_heads": 2, "model.decoder_heads": 2, "model.encoder_kernel_sizes": 3, "model.decoder_kernel_sizes": 3,
+    "model.encoder_ffn_dim": 32, "model.decoder_ffn_dim": 32, "train.eval_sentences": 4,
+}  # fmt: skip
+# What makes the networks of language models small, by their host.
+CONFIGS = {
+    "dynaconv": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "dynaconv_lightconv_lm": {
+        "d_model": 32, "decoder_layers": 1, "decoder_kernel_sizes": 3, "decoder_heads": 2, "decoder_ffn_dim": 32,
+        "adaptive_input_cutoffs": [8, 14], "adaptive_softmax_cutoffs": [8, 14],
+    },
+}  # fmt: skip
+
+
+def options_of(values: dict) -> list[str]:
+    return [part for name, value in values.items() for part in (f"--{name}", str(value))]
 
 
 def miniature(folder: Path, data: dict) -> dict[str, str]:
@@ -123,10 +106,10 @@ def test_from_the_data_to_the_score(name, command, tmp_path):
     if "test" not in said:
         options += ["--data.test_size", "10"]
     output = ["--output", tmp_path / "run"]
-    plan = command("train", RECIPES / name, *options, *TINY, *output, "--dry-run", "--processes", "8")
+    plan = command("train", RECIPES / name, *options, *options_of(PAIRED), *output, "--dry-run", "--processes", "8")
     assert "8 devices x 1 x up to 400" in " ".join(plan.split())
     assert not (tmp_path / "run").exists()
-    command("train", RECIPES / name, *options, *TINY, *output)
+    command("train", RECIPES / name, *options, *options_of(PAIRED), *output)
     assert len(checkpoints(tmp_path / "run")) == 2
     scores = tmp_path / "scores.json"
     command(
@@ -146,13 +129,34 @@ def test_from_the_data_to_the_score(name, command, tmp_path):
     assert record["scores"]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "cpu" not in name and "demo" not in name])
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_from_text_to_perplexity(name, command, tmp_path):
+    content = yaml.safe_load((RECIPES / name).read_text(encoding="utf-8"))
+    text = "".join(f"{english}\n" for _, english in PAIRS)
+    for part in ("1", "2"):
+        (tmp_path / f"text-{part}").write_text(text, encoding="utf-8")
+    content["data"] |= {"train": str(tmp_path / "text-*"), "valid_size": 10, "test_size": 10, "near_duplicates": True}
+    content["tokenizer"]["vocab_size"] = 300
+    model = content["model"]
+    model["config"] = model.get("config", {}) | CONFIGS[model["host"]]
+    recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
+    plan = command("train", recipe, "--output", run, *options_of(SHORT), "--dry-run", "--processes", "8")
+    assert "8 devices x 1 x up to 400" in " ".join(plan.split())
+    command("train", recipe, "--output", run, *options_of(SHORT))
+    assert len(checkpoints(run)) == 2
+    command("perplexity", run, run / "test.txt", "--sequences", "line", "--json", tmp_path / "scores.json")
+    assert 1 < json.loads((tmp_path / "scores.json").read_text())["perplexity per token"] < 2000
+    assert "documents" in command("data", recipe)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if "cpu" not in name and "demo" not in name])
 def test_the_head_says_all_that_a_person_needs(name):
     head = (RECIPES / name).read_text(encoding="utf-8").split("task:")[0]
     for label in ("files", "train", "score", "expected", "cost"):
         assert f"#   {label} " in head
     assert "torchrun --nnodes 2" in head or "iwslt14" in name
-    assert "--model.mixer lightweight" in head
+    assert "mixer lightweight" in head
 
 
 def test_without_the_data_a_dry_run_says_what_is_missing(command, capsys):

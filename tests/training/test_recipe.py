@@ -8,9 +8,11 @@ import pytest
 
 from dynaconv.tasks import TASKS
 from dynaconv.tasks.translation.recipe import Recipe
-from dynaconv.training.recipe import differences, load_recipe, save_recipe
+from dynaconv.training.recipe import check_recipe, differences, load_recipe, save_recipe
+from dynaconv.training.sweep import read_sweep
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*/*.yaml"))
+SWEEPS = sorted((Path(__file__).parents[2] / "recipes" / "sweeps").glob("*.yaml"))
+RECIPES = sorted(set((Path(__file__).parents[2] / "recipes").glob("*/*.yaml")) - set(SWEEPS))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -19,9 +21,18 @@ def test_recipes_of_the_project(path, tmp_path):
     recipe = load_recipe(path, kind)
     assert recipe.task == path.parent.name
     assert recipe.task in TASKS
-    recipe.model.configuration(vocab_size=100)
+    recipe.model.configuration(vocab_size=10**6)
     save_recipe(recipe, tmp_path / "copy.yaml")
     assert load_recipe(tmp_path / "copy.yaml", kind) == recipe
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_sweeps_of_the_project(path):
+    _, cells = read_sweep(path)
+    for cell in cells:
+        for content in cell.recipes.values():
+            kind = import_module(f"dynaconv.tasks.{content['task']}.recipe").Recipe
+            check_recipe(content, kind, cell.name).model.configuration(vocab_size=10**6)
 
 
 MISTAKES = {

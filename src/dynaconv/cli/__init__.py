@@ -23,6 +23,7 @@ from .options import (
     Perplexity,
     Score,
     Summarize,
+    SweepOptions,
     Translate,
 )
 
@@ -39,6 +40,7 @@ Example: dynaconv data recipes/translation/demo.yaml --data.valid_size 500"""
 
 _COMMANDS = {
     "train": "train a model from a recipe",
+    "sweep": "train a recipe with some of its values changed, run by run",
     "translate": "translate lines of text with a trained model",
     "summarize": "summarize documents with a trained model",
     "evaluate": "score a trained model on a test set",
@@ -67,6 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
         elif command in _COMMANDS:
             runners = {
                 "train": _train,
+                "sweep": _sweep,
                 "translate": _translate,
                 "summarize": _summarize,
                 "evaluate": _evaluate,
@@ -158,11 +161,16 @@ def _train(arguments: list[str]) -> None:
     print(f"model   {run.output}\ncurves  {run.output / 'curves.png'}\nnext    {training.NEXT.format(run=run.output)}")
 
 
-def _data(arguments: list[str]) -> None:
-    _, options = _parse_recipe("data", _DATA, arguments, run_options=False)
-    from ..seq2seq.report import describe_corpus
+def _sweep(arguments: list[str]) -> None:
+    options = tyro.cli(SweepOptions, prog="dynaconv sweep", args=arguments)
+    from ..training.sweep_report import sweep_recipe
 
-    describe_corpus(options.recipe)
+    sweep_recipe(options.sweep, options.output, workers=options.workers, overrides=options.set)
+
+
+def _data(arguments: list[str]) -> None:
+    task, options = _parse_recipe("data", _DATA, arguments, run_options=False)
+    _task(task, "report").describe_corpus(options.recipe)
 
 
 def _translate(arguments: list[str]) -> None:

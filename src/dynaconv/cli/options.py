@@ -40,6 +40,27 @@ class _Generate(_Decoding):
 
 
 @dataclass(kw_only=True)
+class SweepOptions:
+    """Train a recipe with some of its values changed, run by run, and compare what comes of it.
+
+    The sweep is a YAML file: its recipe, values that all runs have, a grid of which all combinations are run, rows of
+    values that vary together, and seeds. The same command goes on where it was interrupted, and repeats nothing. A run
+    that diverges is reported as such.
+
+    Example: dynaconv sweep recipes/sweeps/learning_rates.yaml --output runs/rates --workers 2
+    """
+
+    sweep: Positional[Path]
+    """A YAML file, such as recipes/sweeps/learning_rates.yaml."""
+    output: Path
+    """Folder of the runs, and of results.json, sweep.png and curves.png."""
+    workers: int = 1
+    """Runs side by side: they share the threads of the CPU, or take turns in the GPUs."""
+    set: tuple[str, ...] = ()
+    """section.key=value for all runs, such as data.train=my.tsv."""
+
+
+@dataclass(kw_only=True)
 class Translate(_Generate):
     """Translate lines of text, from files or standard input to standard output.
 

@@ -93,25 +93,31 @@ def load_tokenizers(directory: Path, columns: Iterable[str]) -> Tokenizers:
 
 
 def tokenize(
-    lines: list[str], tokenizer: PreTrainedTokenizerFast, title: str, limit: int | None = None
-) -> tuple[np.ndarray, list[int]]:
+    lines: list[str], tokenizer: PreTrainedTokenizerBase, title: str, limit: int | None = None,
+    between: tuple[int, int] | None = None,
+) -> tuple[np.ndarray, list[int]]:  # fmt: skip
     """Ids of all lines one after the other, and the number of each line's.
 
     Args:
         lines: the text.
-        tokenizer: adds the end of sequence.
+        tokenizer: of Hugging Face's fast ones; adds what it adds, such as the end of sequence.
         title: of the progress bar, shown for 50,000 lines and more.
         limit: tokens of a line at most, with the end of sequence: what is behind is left out; None: all of them.
+        between: put every line between these tokens, and add no others.
 
     Returns:
         [sum of lengths] uint16, or uint32 for vocabularies over 65,536, and [N] lengths.
     """
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    before, after = ([], []) if between is None else ([between[0]], [between[1]])
+    cutter: Any = tokenizer
     parts, lengths = [], []
     with tqdm(total=len(lines), desc=title, unit="line", disable=len(lines) < 50000) as bar:
         for start in range(0, len(lines), 10000):
-            encodings = tokenizer.backend_tokenizer.encode_batch_fast(lines[start : start + 10000])
-            rows = [cut(encoding.ids, limit) for encoding in encodings]
+            encodings = cutter.backend_tokenizer.encode_batch_fast(
+                lines[start : start + 10000], add_special_tokens=between is None
+            )
+            rows = [cut([*before, *encoding.ids, *after], limit) for encoding in encodings]
             parts.append(np.concatenate([np.array(ids, dtype) for ids in rows]))
             lengths += map(len, rows)
             bar.update(len(encodings))

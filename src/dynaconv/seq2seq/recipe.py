@@ -50,8 +50,10 @@ class ModelConfig(_Fields):
 
 @dataclass
 class TrainConfig(training.TrainConfig):
-    """Optimisation: Adam (betas 0.9, 0.98), loss averaged over target tokens."""
+    """Optimisation: AdamW, loss averaged over target tokens."""
 
+    label_smoothing: float = 0.1
+    """Of the training loss; the validation loss has none."""
     eval_sentences: training.Count = 500
     """Validation sources for which targets are generated (greedily) and scored; 0: none."""
 

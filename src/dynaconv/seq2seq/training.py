@@ -12,6 +12,7 @@ from ..data.store import digest
 from ..data.tokenizer import save_tokenizers
 from ..models import LightConvConfig, LightConvForConditionalGeneration
 from ..training.run import check_run, fit
+from ..training.trainer import TokenLoss
 from .corpus import SIDES, Corpus, prepare
 from .generator import SequenceGenerator
 from .recipe import DecodingConfig, PairRecipe
@@ -56,7 +57,7 @@ def train_pairs(
     _set_defaults(model, recipe.decoding)
     sources, references = (lines[: recipe.train.eval_sentences] for lines in corpus.text["valid"].values())
 
-    def measured() -> float:
+    def measured(_: float) -> float:
         return measure(generator(model, **corpus.tokenizers).generate_distributed(sources), references)
 
     fit(
@@ -67,6 +68,7 @@ def train_pairs(
         valid=corpus.valid,
         collate=Seq2SeqCollator(),
         data=digest(corpus.directory),
+        loss=TokenLoss(recipe.train.label_smoothing),
         metrics={metric: measured} if sources else {},
         save_extra=lambda folder: save_tokenizers(corpus.tokenizers, folder),
         save_text=corpus.save_text,

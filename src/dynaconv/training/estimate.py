@@ -11,9 +11,15 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-ACCELERATORS = {"V100": 125e12, "A100": 312e12, "H100": 989e12}
+ACCELERATORS = {"V100": 125e12, "A100": 312e12, "H100": 989e12, "H200": 989e12}
 """Peak FLOP/s of matrix products in half precision, without sparsity, as their maker states them."""
 UTILISATION = 0.3  # of that peak, which training reaches where nothing is known
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Of :data:`ACCELERATORS`, for a device that is one of them."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((peak for known, peak in ACCELERATORS.items() if known in name), None)
 
 
 @dataclass(frozen=True)
@@ -35,19 +41,23 @@ class Estimate:
         return 12 * self.parameters
 
 
-def estimate(model: nn.Module, batch: dict[str, Tensor], loss: Callable[[Any, Tensor], Tensor]) -> Estimate:
+def estimate(
+    model: nn.Module, batch: dict[str, Tensor], loss: Callable[[Any, Tensor], Tensor] | None, repeat: int = 1
+) -> Estimate:
     """Count what a training step needs, without doing it.
 
     Activations are what the backward pass keeps, in the dtype of the parameters; with bf16 autocast they are about
     half as large.
 
     Args:
-        model: on the meta device.
+        model: on the meta device, or where what is computed depends on the data, on a CPU.
         batch: its keyword arguments, `labels` among them, on any device.
-        loss: outputs and labels to a scalar.
+        loss: outputs and labels to a scalar; None: the model gives its own.
+        repeat: the step has that many such batches beside each other.
     """
-    arguments = {name: tensor.to("meta") for name, tensor in batch.items()}
-    labels = arguments.pop("labels")
+    device = next(model.parameters()).device
+    arguments = {name: tensor.to(device) for name, tensor in batch.items()}
+    labels = arguments["labels"] if loss is None else arguments.pop("labels")
     known = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}  # by what identifies a storage as long as it is held
 
@@ -58,9 +68,11 @@ def estimate(model: nn.Module, batch: dict[str, Tensor], loss: Callable[[Any, Te
         return tensor
 
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss(model.train()(**arguments, use_cache=False), labels).backward()
+        outputs = model.train()(**arguments, use_cache=False)
+        (outputs.loss if loss is None else loss(outputs, labels)).backward()
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Estimate(parameters, counter.get_total_flops(), sum(storage.nbytes() for storage in kept.values()))
+    activations = sum(storage.nbytes() for storage in kept.values())
+    return Estimate(parameters, repeat * counter.get_total_flops(), repeat * activations)
 
 
 def free_disk(folder: Path) -> int:

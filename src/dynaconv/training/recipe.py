@@ -1,6 +1,7 @@
 """Recipes: everything that decides what a training run does, as typed dataclasses read from YAML."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Collection, Iterator
 from difflib import get_close_matches
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedConfig
 
@@ -19,7 +20,7 @@ R = TypeVar("R")
 
 @dataclasses.dataclass
 class TrainConfig:
-    """Optimisation: Adam (betas 0.9, 0.98), loss averaged over tokens."""
+    """Optimisation: AdamW, loss averaged over tokens."""
 
     max_steps: Positive = 50000
     """Updates."""
@@ -29,14 +30,18 @@ class TrainConfig:
     """Batches per update."""
     learning_rate: Annotated[float, Gt(0)] = 5e-4
     """At the end of the warmup."""
-    schedule: Literal["inverse_sqrt", "cosine"] = "inverse_sqrt"
-    """After a linear warmup: lr * sqrt(warmup / step), or half a cosine down to min_learning_rate."""
+    schedule: Literal["inverse_sqrt", "cosine", "wsd"] = "inverse_sqrt"
+    """After a linear warmup: lr * sqrt(warmup / step), or half a cosine down to min_learning_rate, or (warmup, stable,
+    decay) the same rate until it falls to min_learning_rate in the last decay_steps."""
     warmup_steps: Count = 4000
     min_learning_rate: float = 0.0
-    """Of the cosine schedule."""
+    """At the end of the schedules cosine and wsd."""
+    decay_steps: Count = 0
+    """Of the schedule wsd."""
+    adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.98
+    """Of the second moment; that of the first is 0.9."""
     weight_decay: float = 0.0
-    """Decoupled, not on norms and biases."""
-    label_smoothing: float = 0.1
+    """Decoupled, not on norms, biases and convolutions."""
     clip_norm: float = 0.0
     """Of the gradient; 0: no clipping."""
     average_last: Positive = 10
@@ -100,7 +105,13 @@ def check_recipe(content: dict[str, Any], kind: type[R], name: str) -> R:
     """
     mistakes = list(_unknown_keys(content, kind))
     try:
-        recipe = TypeAdapter(kind).validate_python(content)
+        recipe: Any = TypeAdapter(kind).validate_python(content)
+        numbers = _flat(dataclasses.asdict(recipe)).items()
+        mistakes += [
+            f"{name}: must be a finite number; got {value}"
+            for name, value in numbers
+            if isinstance(value, float) and not math.isfinite(value)
+        ]
         if not mistakes:
             return recipe
     except ValidationError as error:

@@ -21,11 +21,13 @@ from ..data.arrays import TokenArrays
 from .checkpoints import WEIGHTS, checkpoints, save_averaged, step_of
 from .curves import plot_curves
 from .recipe import TrainConfig, differences, load_recipe, save_recipe
-from .trainer import TokenTrainer
+from .trainer import DivergenceError, TokenLoss, TokenTrainer
 
 logger = logging.getLogger("dynaconv")
 
 _RECIPE, _ORIGIN = "recipe.yaml", "origin.json"
+DIVERGED = "diverged.json"
+"""In the folder of a run whose loss became infinite or NaN: {"step": update}."""
 
 
 def check_run(run: Path, recipe: Any, *, resume: bool) -> None:
@@ -62,9 +64,11 @@ def fit(
     valid: TokenArrays,
     collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
     data: str,
-    metrics: dict[str, Callable[[], float]],
+    loss: TokenLoss | None,
+    metrics: dict[str, Callable[[float], float]],
     save_extra: Callable[[Path], None],
     save_text: Callable[[Path], None],
+    flops: float | None = None,
 ) -> None:
     """Train a model in a run folder, from its last checkpoint where it has one.
 
@@ -79,13 +83,16 @@ def fit(
         valid: rows for the validation loss.
         collate: as in :class:`TokenTrainer`.
         data: digest of the data. A run that goes on must see the batches it would have seen.
-        metrics: as in :class:`TokenTrainer`.
+        loss: as in :class:`TokenTrainer`.
+        metrics: the same.
         save_extra: the same.
         save_text: writes the held-out text into the run folder.
+        flops: as in :class:`TokenTrainer`.
 
     Raises:
         ValueError: the run was started with other data, or on another number of processes.
         OSError: the last checkpoint could not be written.
+        DivergenceError: the loss or a weight became infinite or NaN; checkpoints from before are kept.
     """
     options: TrainConfig = recipe.train
     trainer = TokenTrainer(
@@ -95,10 +102,11 @@ def fit(
         eval_dataset=valid,
         collate=collate,
         max_tokens=options.max_tokens,
-        label_smoothing=options.label_smoothing,
+        loss=loss,
         metrics=metrics,
         keep=max(1, options.average_last),
         save_extra=save_extra,
+        flops=flops,
     )
     origin = {"data": data, "processes": trainer.args.world_size}
     _check_origin(run, origin)
@@ -112,7 +120,13 @@ def fit(
         )
         trainer.add_callback(TensorBoardCallback(SummaryWriter(run / "tensorboard")))
     trainer.accelerator.wait_for_everyone()
-    history = _train(trainer, run, options.max_steps)
+    (run / DIVERGED).unlink(missing_ok=True)
+    try:
+        history = _train(trainer, run, options.max_steps)
+    except DivergenceError as error:
+        if trainer.is_world_process_zero():
+            (run / DIVERGED).write_text(json.dumps({"step": error.step}), encoding="utf-8")
+        raise
     if trainer.is_world_process_zero():
         if history:
             (run / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
@@ -160,6 +174,7 @@ def _write_preamble(model: Any, recipe: Any, run: Path, origin: dict[str, Any]) 
     }
     for name, content in ((_ORIGIN, origin), ("versions.json", versions)):
         (run / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    model.config.architectures = [type(model).__name__]  # as its `save_pretrained` does
     model.config.save_pretrained(run)
     model.generation_config.save_pretrained(run)
 
@@ -170,22 +185,23 @@ def _arguments(options: TrainConfig, run: Path) -> TrainingArguments:
         if options.precision == "auto"
         else options.precision == "bf16"
     )
-    cosine = options.schedule == "cosine"
+    scheduler, details = _schedule(options)
     args = TrainingArguments(
         output_dir=str(run),
         max_steps=options.max_steps,
         gradient_accumulation_steps=options.accumulation,
         learning_rate=options.learning_rate,
-        lr_scheduler_type=SchedulerType.COSINE_WITH_MIN_LR if cosine else SchedulerType.INVERSE_SQRT,
-        lr_scheduler_kwargs={"min_lr": options.min_learning_rate} if cosine else {},
+        lr_scheduler_type=scheduler,
+        lr_scheduler_kwargs=details,
         warmup_steps=options.warmup_steps,
         weight_decay=options.weight_decay,
-        adam_beta2=0.98,
+        adam_beta2=options.adam_beta2,
         max_grad_norm=options.clip_norm,
         bf16=bf16,
         use_cpu=not torch.accelerator.is_available(),  # without it, several CPU processes train beside each other
         seed=options.seed,
         logging_steps=options.log_steps,
+        logging_nan_inf_filter=False,  # with it, a loss that is NaN is logged as 0
         eval_strategy="steps",
         eval_steps=options.eval_steps,
         save_strategy="steps",
@@ -200,3 +216,13 @@ def _arguments(options: TrainConfig, run: Path) -> TrainingArguments:
         logger.warning("training on one of %d GPUs: torchrun -m dynaconv train ... uses all of them", args.n_gpu)
         args._n_gpu = 1  # otherwise the Trainer takes the deprecated nn.DataParallel
     return args
+
+
+def _schedule(options: TrainConfig) -> tuple[SchedulerType, dict[str, Any]]:
+    """Of the learning rate, in the Trainer's words."""
+    if options.schedule == "inverse_sqrt":
+        return SchedulerType.INVERSE_SQRT, {}
+    if options.schedule == "cosine":
+        return SchedulerType.COSINE_WITH_MIN_LR, {"min_lr": options.min_learning_rate}
+    ratio = options.min_learning_rate / options.learning_rate
+    return SchedulerType.WARMUP_STABLE_DECAY, {"num_decay_steps": options.decay_steps, "min_lr_ratio": ratio}

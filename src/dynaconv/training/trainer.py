@@ -1,6 +1,7 @@
 """The Hugging Face trainer with batches by token count, exact losses, and checkpoints whole or absent."""
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
@@ -23,9 +25,23 @@ from transformers import (
 
 from ..data.arrays import TokenArrays
 from ..data.batching import NO_LABEL, TokenBatchSampler
+from ..nn import DynamicShortConv, ShortConv, ShortConvGroup
+from ..nn.shortconv import FilterProjection
 from .checkpoints import keep_last, publish
+from .estimate import peak_flops
 
 logger = logging.getLogger("dynaconv")
+
+CONVOLUTIONS = (ShortConv, DynamicShortConv, ShortConvGroup, FilterProjection)
+
+
+class DivergenceError(RuntimeError):
+    """The loss or a weight is infinite or NaN; `step` is the number of updates before that was seen."""
+
+    def __init__(self, what: str, step: int):
+        advice = "lower train.learning_rate, or set train.clip_norm; earlier checkpoints are kept"
+        super().__init__(f"{what} at update {step}: {advice}")
+        self.step = step
 
 
 class TokenLoss:
@@ -55,10 +71,14 @@ class TokenTrainer(Trainer):
         eval_dataset: rows for the validation loss.
         collate: rows to the keyword arguments of the model, `labels` among them.
         max_tokens: batch size of one device, longest sequence x rows.
-        label_smoothing: of the training loss; the validation loss has none.
-        metrics: {name: function that measures it at each evaluation}, logged as eval_name in lower case.
+        loss: outputs and labels that are aligned with them to the training loss; None: the model shifts the labels and
+            gives its own, as causal language models do.
+        metrics: {name: function of the validation loss that measures it at each evaluation}, logged as eval_name in
+            lower case.
         keep: number of checkpoints to keep.
         save_extra: writes into a checkpoint folder what the model needs beside its weights, such as tokenizers.
+        flops: of the model for each label, forward and backward; logged per second, and as `mfu`, the share of the peak
+            of the devices in half precision, where that is known.
     """
 
     def __init__(
@@ -70,23 +90,25 @@ class TokenTrainer(Trainer):
         eval_dataset: TokenArrays,
         collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
         max_tokens: int,
-        label_smoothing: float,
-        metrics: dict[str, Callable[[], float]],
+        loss: TokenLoss | None,
+        metrics: dict[str, Callable[[float], float]],
         keep: int,
         save_extra: Callable[[Path], None],
+        flops: float | None = None,
     ):
+        self.flops = flops
         self.max_tokens, self.metrics, self.keep, self.save_extra = max_tokens, metrics, keep, save_extra
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            compute_loss_func=TokenLoss(label_smoothing),
+            compute_loss_func=loss,
             data_collator=collate,
         )
         for default in (ProgressCallback, PrinterCallback):
             self.remove_callback(default)
-        self.add_callback(ConsoleCallback(metrics))
+        self.add_callback(ConsoleCallback(metrics, "tokens" if loss is None else "target tokens"))
         # Both now: a sequence that is too long must end a run before it starts.
         self._train_loader = self._loader(train_dataset, shuffle=True)
         self.add_callback(EpochCallback(self._train_loader.batch_sampler))
@@ -126,10 +148,29 @@ class TokenTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Also log labels per second since the last training log."""
         if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise DivergenceError(f"training diverged, the loss is {logs['loss']}", self.state.global_step)
             now = time.perf_counter()
-            logs["tokens_per_second"] = round(self._tokens / (now - self._since), 1)
+            speed = self._tokens / (now - self._since)
+            logs["tokens_per_second"] = round(speed, 1)
+            if self.flops is not None:
+                logs["flops_per_second"] = speed * self.flops
+                if peak := peak_flops(self.args.device):
+                    logs["mfu"] = speed * self.flops / (peak * self.args.world_size)
             self._tokens, self._since = 0, now
         super().log(logs, start_time)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Without a cache, which some models make in training too, and in which no sequences can be packed."""
+        return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Matrices that transformers lets decay, but for filters of short convolutions and what makes them."""
+        convolutions = [module for module in model.modules() if isinstance(module, CONVOLUTIONS)]
+        kept = {id(parameter) for module in convolutions for parameter in module.parameters()}
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if parameters[name].dim() > 1 and id(parameters[name]) not in kept]
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -142,13 +183,16 @@ class TokenTrainer(Trainer):
             if i % world == rank:
                 batch = self._prepare_inputs(batch)
                 labels = batch.pop("labels")
+                if self.compute_loss_func is None:
+                    labels = F.pad(labels[:, 1:], (0, 1), value=NO_LABEL)
                 with self.compute_loss_context_manager():
                     sums[0] += loss(self._network(**batch, use_cache=False), labels, 1).item()
                 sums[1] += (labels != NO_LABEL).sum().item()
         if world > 1:
             sums = self.accelerator.reduce(torch.tensor(sums, dtype=torch.float64, device=self.args.device)).tolist()
-        metrics = {"eval_loss": sums[0] / sums[1]}
-        metrics |= {f"eval_{name.lower()}": round(measure(), 2) for name, measure in self.metrics.items()}
+        mean = sums[0] / sums[1]
+        metrics = {"eval_loss": mean}
+        metrics |= {f"eval_{name.lower()}": round(measure(mean), 4) for name, measure in self.metrics.items()}
         self._network.train()
         self._since += time.perf_counter() - started
         self.log(metrics)
@@ -158,8 +202,15 @@ class TokenTrainer(Trainer):
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or self.args.output_dir)
 
+    def _check_weights(self) -> None:
+        weights = (w.to_local() if isinstance(w, DTensor) else w for w in self._network.parameters())
+        wrong = torch.stack([~w.detach().isfinite().all() for w in weights]).any().float()
+        if self.accelerator.reduce(wrong):
+            raise DivergenceError("training diverged, weights are not finite", self.state.global_step)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint under another name and rename it when it is complete; go on without it on a full disk."""
+        self._check_weights()
         directory = Path(str(self.args.output_dir))
         self._staging = directory / "incomplete"
         name = f"checkpoint-{self.state.global_step}"
@@ -202,12 +253,13 @@ class EpochCallback(TrainerCallback):
 class ConsoleCallback(ProgressCallback):
     """A progress bar, with one readable line per log above it."""
 
-    def __init__(self, metrics: Iterable[str]):
+    def __init__(self, metrics: Iterable[str], unit: str):
         super().__init__()
         self.formats = {
             "loss": "loss {:.3f}",
             "learning_rate": "lr {:.2e}",
-            "tokens_per_second": "{:,.0f} target tokens/s",
+            "tokens_per_second": f"{{:,.0f}} {unit}/s",
+            "mfu": "MFU {:.1%}",
             "eval_loss": "validation loss {:.3f}",
             **{f"eval_{name.lower()}": f"{name} {{:.2f}}" for name in metrics},
         }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..text import Text
-from . import debian, files, huggingface, iwslt
+from . import debian, files, huggingface, iwslt, plain
 
 Columns = Mapping[str, str | int]
 
@@ -36,6 +36,7 @@ class Source(Protocol):
 SOURCES: dict[str, Source] = {
     "tsv": files,
     "text": files,
+    "plain": plain,
     "huggingface": huggingface,
     "iwslt": iwslt,
     "debian": debian,

@@ -1,4 +1,4 @@
-"""What the commands print: perplexities."""
+"""What the commands print: perplexities, and a description of a corpus."""
 
 import json
 import logging
@@ -15,7 +15,9 @@ from ... import models as _register  # noqa: F401 (makes AutoModelForCausalLM kn
 from ...data.lines import check_folders, read_all
 from ...grafting.loading import from_pretrained
 from ...training.checkpoints import loading
+from .corpus import SPLITS, prepare, vocabulary_of
 from .perplexity import check_windows, predict
+from .recipe import Recipe
 
 logger = logging.getLogger("dynaconv")
 
@@ -85,6 +87,20 @@ def print_perplexity(
         settings = {"model": str(path), "sequences": sequences, "window": window, "overlap": overlap}
         record = {**settings, "nats": found.nats, "tokens": found.tokens, **units, **result}
         json_path.write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def describe_corpus(recipe: Recipe) -> None:
+    """Prepare the data of a recipe and print sizes and examples."""
+    corpus = prepare(recipe.data, vocabulary_of(recipe))
+    table = Table("split", "documents", "tokens", "bytes", "rows", "longest row", title=str(corpus.directory))
+    for split in SPLITS:
+        (lengths,) = getattr(corpus, split).lengths.values()
+        counts = [*corpus.sizes[split].values(), len(lengths), int(lengths.max(initial=0))]
+        table.add_row(split, *(f"{count:,}" for count in counts))
+    console = Console()
+    console.print(table)
+    for line in (corpus.directory / "test.txt").read_text("utf-8").splitlines()[:5]:
+        console.print(line, markup=False, highlight=False)
 
 
 def encode(

@@ -11,6 +11,7 @@ from ...data.lines import check_folders
 from ...data.text import Text
 from ...seq2seq.corpus import read_pairs
 from ...seq2seq.evaluation import generate_timed, save_evaluation, title_of
+from ...seq2seq.report import describe_corpus as describe_corpus
 from ...seq2seq.report import recipe_of, show_sample
 from .evaluation import first_sentences, first_words, rouge
 from .recipe import DataConfig, Recipe

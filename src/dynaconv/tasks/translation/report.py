@@ -10,6 +10,7 @@ from rich.table import Column, Table
 
 from ...data.lines import check_folders, read_all
 from ...seq2seq.evaluation import save_evaluation, title_of
+from ...seq2seq.report import describe_corpus as describe_corpus
 from ...seq2seq.report import recipe_of, show_sample
 from .evaluation import RESAMPLES, compare, evaluate, tune
 from .recipe import DataConfig, Recipe
