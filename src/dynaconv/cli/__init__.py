@@ -21,6 +21,7 @@ from .options import (
     Evaluate,
     EvaluateSummaries,
     Perplexity,
+    Recall,
     Score,
     Summarize,
     SweepOptions,
@@ -46,6 +47,7 @@ _COMMANDS = {
     "evaluate": "score a trained model on a test set",
     "score": "print log-probabilities of given translations",
     "perplexity": "say how well a language model predicts text",
+    "recall": "compare convolutions in tasks of associative recall",
     "data": "prepare the data of a recipe and describe it",
     "convert-fairseq": "turn a model of fairseq into one of ours",
     "bench": "time the operators beside their alternatives and a plain copy",
@@ -75,6 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
                 "evaluate": _evaluate,
                 "score": _score,
                 "perplexity": _perplexity,
+                "recall": _recall,
                 "data": _data,
                 "convert-fairseq": _convert_fairseq,
                 "bench": _bench,
@@ -216,6 +219,13 @@ def _perplexity(arguments: list[str]) -> None:
     from ..tasks.language_modelling.report import print_perplexity
 
     print_perplexity(options.pop("model"), **options)
+
+
+def _recall(arguments: list[str]) -> None:
+    options = vars(tyro.cli(Recall, prog="dynaconv recall", args=arguments))
+    from ..tasks.recall.recall import recall
+
+    recall(options.pop("preset"), options.pop("output"), **options)
 
 
 def _convert_fairseq(arguments: list[str]) -> None:

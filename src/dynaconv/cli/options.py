@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from tyro.conf import Positional, arg
+
+Convolutions = Literal["none", "static", "headwise", "lowrank"]
 
 
 @dataclass(kw_only=True)
@@ -191,6 +193,33 @@ class Perplexity:
     """Batch size."""
     json_path: Annotated[Path | None, arg(name="json")] = None
     """Write the result here."""
+    device: str | None = None
+    """Such as cpu or cuda; default: a GPU if there is one."""
+
+
+@dataclass
+class Recall:
+    """Does a filter that depends on the token help a network to look things up? Train it with several, side by side.
+
+    A Transformer of one or two layers learns associative recall: with keys of variable length (small, variable-key,
+    variable-key-hard), Zoology's mqar and compositional, or MAD's fuzzy recall. Shows the accuracy on sequences that it
+    has not seen, over seeds, in a table, a plot and JSON. The same command goes on where it was interrupted.
+
+    Example: dynaconv recall --preset small --output runs/recall
+    """
+
+    output: Path
+    """Folder of the results."""
+    preset: Literal["small", "variable-key", "variable-key-hard", "mqar", "compositional", "fuzzy"] = "small"
+    """Task and network; small: minutes on two CPU cores."""
+    convolutions: tuple[Convolutions, ...] = get_args(Convolutions)
+    """After the projections to queries, keys and values."""
+    seeds: int = 3
+    """Runs of each: seeds 1, 2, ..."""
+    steps: int | None = None
+    """Updates; default: as the preset says."""
+    workers: int | None = None
+    """Processes that train beside each other; default: one on a GPU, or else one for each thread."""
     device: str | None = None
     """Such as cpu or cuda; default: a GPU if there is one."""
 
