@@ -22,6 +22,7 @@ from .options import (
     EvaluateSummaries,
     Perplexity,
     Recall,
+    Scaling,
     Score,
     Summarize,
     SweepOptions,
@@ -48,6 +49,7 @@ _COMMANDS = {
     "score": "print log-probabilities of given translations",
     "perplexity": "say how well a language model predicts text",
     "recall": "compare convolutions in tasks of associative recall",
+    "scaling": "fit scaling laws to runs, and compare their compute",
     "data": "prepare the data of a recipe and describe it",
     "convert-fairseq": "turn a model of fairseq into one of ours",
     "bench": "time the operators beside their alternatives and a plain copy",
@@ -78,6 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
                 "score": _score,
                 "perplexity": _perplexity,
                 "recall": _recall,
+                "scaling": _scaling,
                 "data": _data,
                 "convert-fairseq": _convert_fairseq,
                 "bench": _bench,
@@ -226,6 +229,13 @@ def _recall(arguments: list[str]) -> None:
     from ..tasks.recall.recall import recall
 
     recall(options.pop("preset"), options.pop("output"), **options)
+
+
+def _scaling(arguments: list[str]) -> None:
+    options = vars(tyro.cli(Scaling, prog="dynaconv scaling", args=arguments))
+    from ..tasks.language_modelling.scaling_report import print_scaling
+
+    print_scaling(options.pop("runs"), **options)
 
 
 def _convert_fairseq(arguments: list[str]) -> None:

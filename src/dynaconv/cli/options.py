@@ -225,6 +225,25 @@ class Recall:
 
 
 @dataclass
+class Scaling:
+    """How much compute does a kind of language model save? Fit scaling laws to runs of several sizes.
+
+    The law is L = E + A / N^a + B / D^b of N parameters and D tokens, for each family; the compute advantage is what
+    the baseline needs for the same loss, divided by what the family needs, at the largest compute measured and at the
+    best numbers of parameters, with a 90% interval.
+
+    Example: dynaconv scaling runs/lm-* --baseline none --output runs/scaling
+    """
+
+    runs: Positional[tuple[Path, ...]]
+    """Folders of runs of language models, or files of JSON lines with family, parameters, tokens, flops and loss."""
+    baseline: str
+    """A family."""
+    output: Path
+    """Folder of scaling.json and scaling.png."""
+
+
+@dataclass
 class ConvertFairseq:
     """Turn a LightConv or DynamicConv translation or language model of fairseq into a folder of ours.
 

@@ -129,6 +129,7 @@ def fit(
         raise
     if trainer.is_world_process_zero():
         if history:
+            history[-1]["parameters"] = model.num_parameters()
             (run / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
             plot_curves({run.name: history}, run / "curves.png", metrics)
         save_averaged(checkpoints(run)[-options.average_last :], run / WEIGHTS)
@@ -208,6 +209,7 @@ def _arguments(options: TrainConfig, run: Path) -> TrainingArguments:
         save_steps=options.save_steps,
         report_to="none",  # `fit` adds TensorBoard, to say where
         label_names=["labels"],
+        include_num_input_tokens_seen="all",  # logged, and kept by checkpoints
         remove_unused_columns=False,
         # Every process sees the same number of batches: TokenBatchSampler sees to it.
         accelerator_config={"even_batches": False},

@@ -128,6 +128,7 @@ def run_cells(cells: list[Cell], output: Path, workers: int) -> None:
     waiting = [(run, recipe) for run, recipe in waiting if not is_finished(run)]
     running: dict[Path, tuple[int, subprocess.Popen]] = {}
     with ExitStack() as stack, tqdm(total=sum(steps.values()), unit="update", desc=output.name) as bar:
+        bar.initial = sum(count if is_finished(run) else _step(run) for run, count in steps.items())
         stack.callback(lambda: [process.terminate() for _, process in running.values()])
         while waiting or running:
             while waiting and len(running) < workers:
