@@ -20,10 +20,12 @@ from .options import (
     ConvertFairseq,
     Evaluate,
     EvaluateSummaries,
+    Generate,
     Perplexity,
     Recall,
     Scaling,
     Score,
+    ShowFilters,
     Summarize,
     SweepOptions,
     Translate,
@@ -48,6 +50,8 @@ _COMMANDS = {
     "evaluate": "score a trained model on a test set",
     "score": "print log-probabilities of given translations",
     "perplexity": "say how well a language model predicts text",
+    "generate": "print text that a language model goes on with",
+    "show-filters": "draw the filters that each token of a text gets",
     "recall": "compare convolutions in tasks of associative recall",
     "scaling": "fit scaling laws to runs, and compare their compute",
     "data": "prepare the data of a recipe and describe it",
@@ -79,6 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
                 "evaluate": _evaluate,
                 "score": _score,
                 "perplexity": _perplexity,
+                "generate": _generate,
+                "show-filters": _show_filters,
                 "recall": _recall,
                 "scaling": _scaling,
                 "data": _data,
@@ -222,6 +228,20 @@ def _perplexity(arguments: list[str]) -> None:
     from ..tasks.language_modelling.report import print_perplexity
 
     print_perplexity(options.pop("model"), **options)
+
+
+def _generate(arguments: list[str]) -> None:
+    options = vars(tyro.cli(Generate, prog="dynaconv generate", args=arguments))
+    from ..tasks.language_modelling.generation import generate_text
+
+    generate_text(options.pop("model"), options.pop("prompts"), **options)
+
+
+def _show_filters(arguments: list[str]) -> None:
+    options = vars(tyro.cli(ShowFilters, prog="dynaconv show-filters", args=arguments))
+    from ..tasks.inspection.report import show_filters
+
+    show_filters(options.pop("model"), options.pop("texts"), **options)
 
 
 def _recall(arguments: list[str]) -> None:

@@ -225,6 +225,57 @@ class Recall:
 
 
 @dataclass
+class Generate:
+    """Print what a language model goes on with, word by word.
+
+    The model is a folder of Hugging Face's format, grafted or not. Prompts are arguments, or the lines of standard
+    input. The speed goes to standard error.
+
+    Example: dynaconv generate runs/lm "The old can opener" --max-new-tokens 50 --temperature 0.8
+    """
+
+    model: Positional[Path]
+    """Folder of the model and its tokenizer."""
+    prompts: Positional[tuple[str, ...]] = ()
+    """Beginnings, each in quotation marks; none: the lines of standard input."""
+    max_new_tokens: int = 100
+    """Behind each prompt at most."""
+    temperature: float = 1.0
+    """Of the probabilities: below 1 what is likely becomes more so; 0: always the most likely token."""
+    top_k: int = 50
+    """Draw from so many of the most likely tokens; 0: from all."""
+    top_p: float = 1.0
+    """Draw from the most likely tokens that have this probability together."""
+    repetition_penalty: float = 1.0
+    """Above 1: tokens that are there already become less likely."""
+    samples: int = 1
+    """Texts for each prompt."""
+    seed: int | None = None
+    """Of what is drawn; default: another one each time."""
+    device: str | None = None
+    """Such as cpu or cuda; default: a GPU if there is one."""
+
+
+@dataclass
+class ShowFilters:
+    """Draw the filters that each token of a text gets, in every layer and place, and the energy of each tap by layer.
+
+    Of translation models the encoder is shown. Writes a PNG and a self-contained page of HTML.
+
+    Example: dynaconv show-filters runs/lm "the old can opener" "the old can swim" --output filters
+    """
+
+    model: Positional[Path]
+    """Folder of a model with convolutions, and its tokenizer."""
+    texts: Positional[tuple[str, ...]]
+    """One or several, each in quotation marks."""
+    output: Path = Path("filters")
+    """Path of the pictures, to which .png and .html are added."""
+    device: str | None = None
+    """Such as cpu or cuda; default: a GPU if there is one."""
+
+
+@dataclass
 class Scaling:
     """How much compute does a kind of language model save? Fit scaling laws to runs of several sizes.
 

@@ -75,6 +75,9 @@ class _Convolution(nn.Module):
         conv = static_conv if filters.dim() == 2 else dynamic_conv
         return conv(x, filters, normalize=normalize, padding=self.left, bias=self.bias, **keywords)
 
+    def _normalized(self, filters: Tensor) -> Tensor:
+        return filters if self.normalize is None else filters.softmax(-1)
+
     def _mask_edges(self, filters: Tensor, x: Tensor, offset: int | Tensor, cu_seqlens: Tensor | None) -> Tensor:
         """Filters [B, T, H, W], with minus infinity where a tap falls outside the sequence."""
         token = torch.arange(x.shape[1], device=x.device)
@@ -176,6 +179,10 @@ class LightConv(_Convolution):
             filters = filters.expand(x.shape[0], x.shape[1], -1, -1)
         return self._convolve(x, filters, self.weight.shape, offset, keywords)
 
+    def filters(self, x: Tensor) -> Tensor:
+        """The filters of every token, [B, T, H, W], normalised; to look at: nothing computes by them."""
+        return self._normalized(self.weight).expand(*x.shape[:2], -1, -1)
+
 
 class DynamicConv(_Convolution):
     """Dynamic convolution: a lightweight convolution whose filters are predicted from the current token.
@@ -273,3 +280,8 @@ class DynamicConv(_Convolution):
             )
         filters = self.filter_proj(x if query is None else query).unflatten(-1, (self.heads, self.kernel_size))
         return self._convolve(x, filters, filters.shape, offset, keywords)
+
+    def filters(self, x: Tensor, query: Tensor | None = None) -> Tensor:
+        """The filters of every token, [B, T, H, W], normalised; to look at: nothing computes by them."""
+        source = x if query is None else query
+        return self._normalized(self.filter_proj(source).unflatten(-1, (self.heads, self.kernel_size)))

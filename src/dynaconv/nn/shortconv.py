@@ -182,6 +182,10 @@ class ShortConv(_ShortConvolution):
         """
         return static_conv(x, self.static, **self._keywords(x, keywords))
 
+    def filters(self, x: Tensor) -> Tensor:
+        """The filters of every token, [B, T, D, W], without the residual; to look at: nothing computes by them."""
+        return self.static.expand(*x.shape[:2], -1, -1)
+
 
 class DynamicShortConv(_ShortConvolution):
     """Dynamic short convolution: causal, with filters that are an affine function of each token.
@@ -309,6 +313,16 @@ class DynamicShortConv(_ShortConvolution):
         if self.basis is not None:
             return lowrank_conv(x, codes, self.basis.transpose(0, 1), **keywords)
         return dynamic_conv(x, codes.unflatten(-1, (-1, self.width)), **keywords)
+
+    def filters(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The filters of every token, [B, T, D, W], without the residual; to look at: nothing computes by them."""
+        source = x if condition is None else condition
+        codes = source if self.projection is None else self.projection(source)
+        if self.basis is not None:
+            made = torch.einsum("btr,drw->btdw", codes, self.basis)
+        else:
+            made = codes.unflatten(-1, (-1, self.width)).repeat_interleave(self.head_dim or 1, 2)
+        return made if self.static is None else made + self.static
 
     def extra_repr(self) -> str:
         """The sizes and options, for `print`."""

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import dynaconv
 from dynaconv.tasks.language_modelling.perplexity import Prediction, _windows, predict
-from dynaconv.tasks.language_modelling.report import encode
+from dynaconv.tasks.language_modelling.report import encode, first_token
 
 from ...conftest import run_cli
 
@@ -100,9 +100,16 @@ def test_what_a_sequence_is(tokenizer):
     w1, w2, w3 = (tokenizer.convert_tokens_to_ids(word) for word in ("w1", "w2", "w3"))
     assert encode(lines, tokenizer, "file", bos=1, eos=2) == [[1, w1, w2, w3]]
     assert encode(lines, tokenizer, "line", bos=1, eos=2) == [[1, w1, w2, 2], [1, 2], [1, w3, 2]]
-    assert encode(lines, tokenizer, "joined", bos=None, eos=[2]) == [[2, w1, w2, 2, 2, w3, 2]]
+    assert encode(lines, tokenizer, "joined", bos=2, eos=[2]) == [[2, w1, w2, 2, 2, w3, 2]]
+    with pytest.raises(ValueError, match="has no eos_token_id"):
+        encode(lines, tokenizer, "line", bos=1, eos=None)
+
+
+def test_what_begins_a_sequence():
+    assert first_token(LlamaConfig(bos_token_id=1, eos_token_id=2)) == 1
+    assert first_token(LlamaConfig(bos_token_id=None, eos_token_id=[2, 3])) == 2
     with pytest.raises(ValueError, match="no bos_token_id and no eos_token_id"):
-        encode(lines, tokenizer, "line", bos=None, eos=None)
+        first_token(LlamaConfig(bos_token_id=None, eos_token_id=None))
 
 
 @pytest.mark.parametrize("grafted", [False, True])

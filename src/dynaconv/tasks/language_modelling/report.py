@@ -9,12 +9,10 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from ... import models as _register  # noqa: F401 (makes AutoModelForCausalLM know our models)
 from ...data.lines import check_folders, read_all
-from ...grafting.loading import from_pretrained
-from ...training.checkpoints import loading
+from ..loading import load_model, read_config
 from .corpus import SPLITS, prepare, vocabulary_of
 from .perplexity import check_windows, predict
 from .recipe import Recipe
@@ -46,10 +44,8 @@ def print_perplexity(
         ValueError: the model is an encoder-decoder, there is nothing to predict, or a window that the model does not
             take.
     """
-    if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"no model in {path} (config.json)")
+    config = read_config(path)
     check_folders(json_path)
-    config: Any = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if config.is_encoder_decoder:
         raise ValueError(f"the model in {path} is an encoder-decoder, no language model: give one of those")
     text = config.get_text_config()
@@ -59,14 +55,9 @@ def print_perplexity(
     if window < 1 or (limit and window > limit):
         raise ValueError(f"--window must be in 1..{limit}, what the model is meant for; got {window}")
     check_windows(window, overlap)
-    load: Any = AutoModelForCausalLM.from_pretrained if getattr(config, "dynaconv", None) is None else from_pretrained
-    with loading(path) as usual:
-        model = load(path, trust_remote_code=False).eval().to(device or usual)
-        tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    model, tokenizer = load_model(path, device)
     lines = read_all(files)
-    ids = encode(
-        lines, tokenizer, sequences, bos=getattr(text, "bos_token_id", None), eos=getattr(text, "eos_token_id", None)
-    )
+    ids = encode(lines, tokenizer, sequences, bos=first_token(config), eos=getattr(text, "eos_token_id", None))
     if unknown := sum(sequence.count(tokenizer.unk_token_id) for sequence in ids):
         logger.warning("%s of %s tokens are unknown to the model", f"{unknown:,}", f"{sum(map(len, ids)):,}")
     found = predict(model, ids, window=window, overlap=overlap, max_tokens=max_tokens, progress=True)
@@ -103,8 +94,23 @@ def describe_corpus(recipe: Recipe) -> None:
         console.print(line, markup=False, highlight=False)
 
 
+def first_token(config: Any) -> int:
+    """The token that begins a text and is not predicted: that which says so, or else that which ends one.
+
+    Raises:
+        ValueError: the model has neither.
+    """
+    text = config.get_text_config()
+    begin: Any = getattr(text, "bos_token_id", None)
+    end: Any = getattr(text, "eos_token_id", None)
+    end = end[0] if isinstance(end, list) else end
+    if begin is None and end is None:
+        raise ValueError("the config.json of the model has no bos_token_id and no eos_token_id: add it")
+    return end if begin is None else begin
+
+
 def encode(
-    lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, sequences: Sequences, *, bos: int | None, eos: Any
+    lines: Sequence[str], tokenizer: PreTrainedTokenizerBase, sequences: Sequences, *, bos: int, eos: Any
 ) -> list[list[int]]:
     """Token ids of sequences, behind the token that begins each and is not predicted.
 
@@ -114,17 +120,15 @@ def encode(
         sequences: "file": all lines, with their ends, are one text; "line": each line is a sequence of its own, and its
             end is predicted (One Billion Word); "joined": the same, one behind the other (fairseq's
             `--sample-break-mode none`).
-        bos: the token that begins a sequence; None: that which ends one.
+        bos: the token that begins a sequence.
         eos: the token that ends a sequence.
 
     Raises:
-        ValueError: the model does not say which token ends a sequence, or begins one.
+        ValueError: the model does not say which token ends a sequence.
     """
-    end = eos[0] if isinstance(eos, list) else eos
-    begin = end if bos is None else bos
-    if begin is None or (end is None and sequences != "file"):
-        missing = "eos_token_id" if begin is not None else "bos_token_id and no eos_token_id"
-        raise ValueError(f"the config.json of the model has no {missing}: add it")
+    begin, end = bos, eos[0] if isinstance(eos, list) else eos
+    if end is None and sequences != "file":
+        raise ValueError("the config.json of the model has no eos_token_id: add it")
     cut: Any = tokenizer
     if sequences == "file":
         text = "".join(f"{line}\n" for line in lines)

@@ -114,9 +114,7 @@ def compute_advantage(
     laws = fit(runs), fit(baseline)
     value = _ratio(laws[0], laws[1], largest)
     rng = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(resamples):
-        drawn.append(_ratio(_refit(runs, laws[0], rng), _refit(baseline, laws[1], rng), largest))
+    drawn = [_ratio(_refit(runs, laws[0], rng), _refit(baseline, laws[1], rng), largest) for _ in range(resamples)]
     low, high = np.quantile(drawn, [0.05, 0.95], method="inverted_cdf")  # interpolates no infinities
     return Advantage(value, float(low), float(high))
 

@@ -97,7 +97,7 @@ def read_runs(path: Path) -> list[Run]:
                 runs.append(Run(str(content["family"]), *(float(content[name]) for name in names[1:])))
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(
-                    f"{path}, line {number}: expected an object with family, parameters, tokens, flops, loss ({error!r})"
+                    f"{path}, line {number}: expected family, parameters, tokens, flops and loss as JSON ({error!r})"
                 ) from None
     return runs
 

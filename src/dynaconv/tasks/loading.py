@@ -1,0 +1,43 @@
+"""Trained models, of whatever kind is in a folder."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from .. import models as _register  # noqa: F401 (makes the Auto classes know our models)
+from ..data.tokenizer import load_tokenizers
+from ..grafting.loading import from_pretrained
+from ..training.checkpoints import loading
+
+
+def read_config(path: Path) -> Any:
+    """The configuration of the model in a folder.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        ValueError: a damaged file.
+    """
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"no model in {path} (config.json)")
+    with loading(path):
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+
+
+def load_model(path: Path, device: str | None) -> tuple[Any, Any]:
+    """A causal language model or an encoder-decoder, grafted or not, to use, and the tokenizer of what it reads.
+
+    Args:
+        path: its folder.
+        device: None: a GPU if there is one.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        ValueError: a damaged file.
+    """
+    config = read_config(path)
+    load: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    read = load.from_pretrained if getattr(config, "dynaconv", None) is None else from_pretrained
+    with loading(path) as usual:
+        model = read(path, trust_remote_code=False).eval().to(device or usual)
+        return model, load_tokenizers(path, ("source", "target"))["source"]
