@@ -10,7 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import dynaconv
 from dynaconv.tasks.language_modelling.perplexity import Prediction, _windows, predict
-from dynaconv.tasks.language_modelling.report import encode, first_token
+from dynaconv.tasks.language_modelling.report import encode
+from dynaconv.training.loading import first_token
 
 from ...conftest import run_cli
 

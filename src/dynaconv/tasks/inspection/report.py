@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...data.lines import check_folders
-from ..language_modelling.report import first_token
-from ..loading import load_model
+from ...training.loading import first_token, load_model
 from .filters import find_filters
 from .pictures import Texts, draw, tap_energy, write_page
 

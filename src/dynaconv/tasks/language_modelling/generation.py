@@ -10,8 +10,7 @@ import torch
 from transformers import TextStreamer
 
 from ...data.lines import read_lines
-from ..loading import load_model, read_config
-from .report import first_token
+from ...training.loading import first_token, load_model, read_config
 
 logger = logging.getLogger("dynaconv")
 

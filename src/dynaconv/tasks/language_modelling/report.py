@@ -12,7 +12,7 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from ...data.lines import check_folders, read_all
-from ..loading import load_model, read_config
+from ...training.loading import first_token, load_model, read_config
 from .corpus import SPLITS, prepare, vocabulary_of
 from .perplexity import check_windows, predict
 from .recipe import Recipe
@@ -92,21 +92,6 @@ def describe_corpus(recipe: Recipe) -> None:
     console.print(table)
     for line in (corpus.directory / "test.txt").read_text("utf-8").splitlines()[:5]:
         console.print(line, markup=False, highlight=False)
-
-
-def first_token(config: Any) -> int:
-    """The token that begins a text and is not predicted: that which says so, or else that which ends one.
-
-    Raises:
-        ValueError: the model has neither.
-    """
-    text = config.get_text_config()
-    begin: Any = getattr(text, "bos_token_id", None)
-    end: Any = getattr(text, "eos_token_id", None)
-    end = end[0] if isinstance(end, list) else end
-    if begin is None and end is None:
-        raise ValueError("the config.json of the model has no bos_token_id and no eos_token_id: add it")
-    return end if begin is None else begin
 
 
 def encode(

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from .. import models as _register  # noqa: F401 (makes the Auto classes know our models)
 from ..data.tokenizer import load_tokenizers
 from ..grafting.loading import from_pretrained
-from ..training.checkpoints import loading
+from .checkpoints import loading
 
 
 def read_config(path: Path) -> Any:
@@ -41,3 +41,18 @@ def load_model(path: Path, device: str | None) -> tuple[Any, Any]:
     with loading(path) as usual:
         model = read(path, trust_remote_code=False).eval().to(device or usual)
         return model, load_tokenizers(path, ("source", "target"))["source"]
+
+
+def first_token(config: Any) -> int:
+    """The token that begins a text and is not predicted: that which says so, or else that which ends one.
+
+    Raises:
+        ValueError: the model has neither.
+    """
+    text = config.get_text_config()
+    begin: Any = getattr(text, "bos_token_id", None)
+    end: Any = getattr(text, "eos_token_id", None)
+    end = end[0] if isinstance(end, list) else end
+    if begin is None and end is None:
+        raise ValueError("the config.json of the model has no bos_token_id and no eos_token_id: add it")
+    return end if begin is None else begin
