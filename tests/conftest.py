@@ -1,10 +1,12 @@
 """Shared fixtures: NaN-poisoned allocations, a toy language pair, and a tiny trained model."""
 
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,9 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+
+from dynaconv.cli import main
+from dynaconv.tasks import TASKS
 
 # Before transformers is imported anywhere: tests run offline.
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false")
@@ -92,11 +97,40 @@ def write_recipe(folder: Path, task: str = "translation", **sections: dict) -> P
     return path
 
 
+# Importing what the commands need takes seconds: a server does it once, and every command is a fork of it.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [f"dynaconv.tasks.{task}.{part}" for task in TASKS for part in ("training", "report")] + ["dynaconv.cli"]
+)
+
+
 def run_cli(*arguments: object, cache: Path, **options) -> subprocess.CompletedProcess:
-    """`dynaconv ARGUMENTS` in a process of its own."""
+    """`dynaconv ARGUMENTS` in a process of its own; options as of `subprocess.run`."""
     environment = {**os.environ, "DYNACONV_CACHE": str(cache)}
     command = [*DYNACONV, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False, **options)
+    if options.keys() - {"stdin", "input"}:
+        options |= {"capture_output": True, "text": True, "timeout": 900}
+        return subprocess.run(command, env=environment, check=False, **options)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in ("in", "out", "err")]
+        files[0].write_text(options.get("input", ""), encoding="utf-8")
+        process = FORKS.Process(target=_run_main, args=(command[len(DYNACONV) :], environment, os.getcwd(), files))
+        process.start()
+        process.join(timeout=900)
+        assert process.exitcode is not None, f"{command} has not ended"
+        return subprocess.CompletedProcess(command, process.exitcode, *(path.read_text("utf-8") for path in files[1:]))
+
+
+def _run_main(arguments: list[str], environment: dict[str, str], folder: str, files: list[Path]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    for number, (path, flags) in enumerate(zip(files, (os.O_RDONLY, *[os.O_WRONLY | os.O_CREAT] * 2), strict=True)):
+        os.dup2(os.open(path, flags), number)
+    sys.stdin = os.fdopen(0, encoding="utf-8")
+    sys.argv = ["dynaconv", *arguments]
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", "2")))
+    main(arguments)
 
 
 def start_cli(*arguments: object, **options) -> subprocess.Popen:
