@@ -35,7 +35,7 @@ test-oldest: .venv-oldest/bin/python
 	.venv-oldest/bin/python .ci/oldest.py > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python $(INSTALL) -c .venv-oldest/constraints.txt "$(TORCH)" -e ".[dev]"
 	.venv-oldest/bin/python $(VERSIONS)
-	.venv-oldest/bin/python $(PYTEST) $(HUGGINGFACE_TESTS)
+	.venv-oldest/bin/python $(PYTEST) -m "not slow and not sweep" $(HUGGINGFACE_TESTS)
 
 # The newest versions of the day, but not of torch, for the same reason.
 test-newest: .venv-newest/bin/python

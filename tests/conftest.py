@@ -113,7 +113,7 @@ def run_cli(*arguments: object, cache: Path, **options) -> subprocess.CompletedP
         return subprocess.run(command, env=environment, check=False, **options)
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("in", "out", "err")]
-        files[0].write_text(options.get("input", ""), encoding="utf-8")
+        files[0].write_bytes(options.get("input", b""))
         process = FORKS.Process(target=_run_main, args=(command[len(DYNACONV) :], environment, os.getcwd(), files))
         process.start()
         process.join(timeout=900)

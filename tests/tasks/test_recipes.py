@@ -35,6 +35,7 @@ PAIRED = {
 # What makes the networks of language models small, by their host.
 CONFIGS = {
     "dynaconv": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "llama": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2},
     "dynaconv_lightconv_lm": {
         "d_model": 32, "decoder_layers": 1, "decoder_kernel_sizes": 3, "decoder_heads": 2, "decoder_ffn_dim": 32,
         "adaptive_input_cutoffs": [8, 14], "adaptive_softmax_cutoffs": [8, 14],

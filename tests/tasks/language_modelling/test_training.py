@@ -90,7 +90,7 @@ def test_a_trained_model_gets_convolutions_and_goes_on(command, tmp_path):
     command("train", write_recipe(tmp_path, model=LLAMA), "--output", tmp_path / "plain")
     (tmp_path / "second").mkdir()
     sections = {
-        "model": {"host": str(tmp_path / "plain"), "config": {}, "graft": {"placement": "qkv", "init": "identity"}},
+        "model": {"folder": str(tmp_path / "plain"), "graft": {"placement": "qkv", "init": "identity"}},
         "train": {"max_steps": 2, "eval_steps": 1, "save_steps": 2, "log_steps": 1, "learning_rate": 1e-9},
     }
     recipe = write_recipe(tmp_path / "second", **sections)
@@ -101,7 +101,7 @@ def test_a_trained_model_gets_convolutions_and_goes_on(command, tmp_path):
     assert dynaconv.from_pretrained(tmp_path / "grafted").config.dynaconv["placement"] == "qkv"
     # The grafted run can be gone on from as well.
     (tmp_path / "third").mkdir()
-    sections["model"] = {"host": str(tmp_path / "grafted"), "config": {}}
+    sections["model"] = {"folder": str(tmp_path / "grafted")}
     command("train", write_recipe(tmp_path / "third", **sections), "--output", tmp_path / "again")
     assert evaluations(tmp_path / "again")[0]["eval_loss"] == pytest.approx(before["eval_loss"], rel=1e-5)
 

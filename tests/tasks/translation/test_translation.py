@@ -1,7 +1,6 @@
 """Translating and evaluating from the command line."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -23,8 +22,7 @@ def translator(toy_run):
 
 
 def translate(toy_run, text, *options):
-    command = [sys.executable, "-m", "dynaconv", "translate", str(toy_run), "--device", "cpu", *options]
-    return subprocess.run(command, input=text, capture_output=True, env=dict(os.environ), timeout=120, check=False)
+    return run_cli("translate", toy_run, "--device", "cpu", *options, cache=toy_run.parent, input=text)
 
 
 def test_the_toy_language_is_learned(translator):
@@ -39,13 +37,13 @@ def test_lines_of_every_kind_in_order(toy_run):
     lines = [known[0], "", "我喜欢猫", known[1], "rote Hunde " * 5000, "   ", known[2]]
     result = translate(toy_run, "\n".join(lines).encode() + b"\nkaputt \xff\xfe\n")
     assert result.returncode == 0, result.stderr
-    output = result.stdout.decode().split("\n")[:-1]
-    alone = translate(toy_run, "\n".join(known).encode()).stdout.decode().split("\n")
+    output = result.stdout.split("\n")[:-1]
+    alone = translate(toy_run, "\n".join(known).encode()).stdout.split("\n")
     assert len(output) == 8
     assert [output[0], output[3], output[6]] == alone[:3]
     assert output[1] == output[5] == ""
     assert len(output[4].split()) > 200  # 40 pieces of a few words each
-    messages = result.stderr.decode()
+    messages = result.stderr
     assert "line 3: " in messages
     assert "tokens are unknown to the model" in messages
     assert "line 5: 10001 tokens, translated in" in messages
@@ -55,7 +53,7 @@ def test_lines_of_every_kind_in_order(toy_run):
 
 def test_nbest(toy_run):
     result = translate(toy_run, b"zwei rote Hunde sehen drei blaue Katzen\n\n", "--nbest", "2", "--beams", "3")
-    rows = [line.split("\t") for line in result.stdout.decode().splitlines()]
+    rows = [line.split("\t") for line in result.stdout.splitlines()]
     assert [row[0] for row in rows] == ["1", "1", "2", "2"]
     assert float(rows[0][1]) >= float(rows[1][1])
     assert rows[0][2] != rows[1][2]
@@ -82,7 +80,7 @@ def test_a_model_with_code_of_its_own_is_refused(tmp_path, toy_run):
     result = translate(tmp_path / "evil", b"yes\n")
     assert result.returncode == 2
     assert not (tmp_path / "ran").exists()
-    assert "Traceback" not in result.stderr.decode()
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
@@ -92,8 +90,8 @@ def test_damaged_files(tmp_path, toy_run, name):
     (tmp_path / "damaged" / name).write_bytes(content[: len(content) // 2])
     result = translate(tmp_path / "damaged", b"zwei Hunde\n")
     assert result.returncode == 2
-    assert "damaged cannot be loaded, a file of it may be damaged" in result.stderr.decode()
-    assert "Traceback" not in result.stderr.decode()
+    assert "damaged cannot be loaded, a file of it may be damaged" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_batches_respect_their_cost():

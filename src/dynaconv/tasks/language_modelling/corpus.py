@@ -87,8 +87,8 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, cache: Path | None = N
 
 def vocabulary_of(recipe: Recipe) -> TokenizerConfig:
     """The vocabulary of a recipe: a model that it goes on with keeps its own."""
-    if recipe.tokenizer.folder is None and Path(recipe.model.host).is_dir():
-        return replace(recipe.tokenizer, folder=recipe.model.host)
+    if recipe.tokenizer.folder is None and recipe.model.folder is not None:
+        return replace(recipe.tokenizer, folder=recipe.model.folder)
     return recipe.tokenizer
 
 

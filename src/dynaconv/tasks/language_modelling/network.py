@@ -20,8 +20,8 @@ def build(model: ModelConfig, config: Any) -> PreTrainedModel:
     Raises:
         ValueError: no causal language model, damaged weights, or convolutions that do not fit.
     """
-    folder = Path(model.host) if Path(model.host).is_dir() else None
-    if folder is not None:
+    if model.folder is not None:
+        folder = Path(model.folder)
         load: Any = from_pretrained if getattr(config, "dynaconv", None) else AutoModelForCausalLM.from_pretrained
         with loading(folder):
             network = load(folder, config=config, dtype=torch.float32, trust_remote_code=False)

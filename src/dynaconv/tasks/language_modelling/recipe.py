@@ -6,12 +6,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import CONFIG_MAPPING, AutoConfig
+from transformers import CONFIG_MAPPING
 
 from ... import models as _register  # noqa: F401 (makes the Auto classes know our models)
 from ...nn.shortconv import Init, Kind
 from ...training import recipe as training
-from ...training.checkpoints import loading
+from ...training.loading import read_config
 from ...training.recipe import Count, Positive
 
 
@@ -87,12 +87,13 @@ class ModelConfig:
     """The network."""
 
     host: str = "dynaconv"
-    """dynaconv (2026 paper), dynaconv_lightconv_lm (2019 paper), a model type of transformers such as llama, or a
-    folder: a trained model, plain or grafted, to go on from."""
+    """dynaconv (2026 paper), dynaconv_lightconv_lm (2019 paper), or a model type of transformers such as llama."""
     preset: str | None = None
     """Of the first two, such as 150m or one_billion_word."""
     config: dict[str, Any] = field(default_factory=dict)
     """Values of the model's configuration."""
+    folder: str | None = None
+    """Go on from the trained model in this folder, plain or grafted, and its tokenizer, instead of the three above."""
     graft: GraftConfig = field(default_factory=GraftConfig)
 
     def configuration(self, **decided: Any) -> Any:
@@ -104,19 +105,15 @@ class ModelConfig:
         Raises:
             ValueError: no such model, preset or value.
         """
-        if Path(self.host).is_dir():
-            if self.config or self.preset:
-                raise ValueError(f"model.config and model.preset are those of {self.host}: leave them out")
-            with loading(Path(self.host)):
-                config: Any = AutoConfig.from_pretrained(self.host, trust_remote_code=False)
+        if self.folder is not None:
+            config = read_config(Path(self.folder))
             if (size := decided.get("vocab_size")) and config.get_text_config().vocab_size < size:
-                raise ValueError(f"the vocabulary has {size} tokens, the model in {self.host} {config.vocab_size}")
+                known = config.get_text_config().vocab_size
+                raise ValueError(f"the vocabulary has {size} tokens, the model in {self.folder} {known}")
             return config
         if self.host not in CONFIG_MAPPING:
             close = get_close_matches(self.host, CONFIG_MAPPING, n=1)
-            hint = (
-                f"did you mean {close[0]}?" if close else "give a model type of transformers, or a folder with a model"
-            )
+            hint = f"did you mean {close[0]}?" if close else "give a model type of transformers"
             raise ValueError(f"model.host: no {self.host!r}: {hint}")
         kind: Any = CONFIG_MAPPING[self.host]
         known = {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else None

@@ -80,18 +80,19 @@ def plan(recipe: Recipe, run: Path, *, resume: bool = False, processes: int = 1)
         corpus, missing = None, error
     config = _configuration(recipe, corpus)
     model = _without_data(recipe, config)
+    batches = _batches(recipe, corpus, config.get_text_config().vocab_size)
     print_needs(
-        f"{run}: {recipe.model.host}", model, _batches(recipe, corpus, config.get_text_config().vocab_size), None,
-        recipe.train, run, processes=processes, data=_describe(recipe, corpus), unit="tokens", missing=missing,
+        f"{run}: {recipe.model.folder or recipe.model.host}", model, batches, None, recipe.train, run,
+        processes=processes, data=_describe(recipe, corpus), unit="tokens", missing=missing,
     )  # fmt: skip
 
 
 def _without_data(recipe: Recipe, config: Any) -> PreTrainedModel:
     """The network without weights: ours on the meta device, others, which look at values, in unwritten memory."""
     model = recipe.model
-    if Path(model.host).is_dir():
+    if model.folder is not None:
         grafted = GraftConfig(**config.dynaconv) if getattr(config, "dynaconv", None) else model.graft
-        model = replace(model, host=config.model_type, graft=grafted)
+        model = replace(model, folder=None, host=config.model_type, graft=grafted)
     with torch.device("meta"):
         network = build(model, config)
     if not isinstance(network, DynaConvForCausalLM):
