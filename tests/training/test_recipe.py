@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from dynaconv.cli import _check_content
 from dynaconv.tasks import TASKS
 from dynaconv.tasks.translation.recipe import Recipe
-from dynaconv.training.recipe import check_recipe, differences, load_recipe, save_recipe
+from dynaconv.training.recipe import differences, load_recipe, save_recipe
 from dynaconv.training.sweep import read_sweep
 
 SWEEPS = sorted((Path(__file__).parents[2] / "recipes" / "sweeps").glob("*.yaml"))
@@ -28,11 +29,8 @@ def test_recipes_of_the_project(path, tmp_path):
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_sweeps_of_the_project(path):
-    _, cells = read_sweep(path)
-    for cell in cells:
-        for content in cell.recipes.values():
-            kind = import_module(f"dynaconv.tasks.{content['task']}.recipe").Recipe
-            check_recipe(content, kind, cell.name).model.configuration(vocab_size=10**6)
+    _, cells = read_sweep(path, _check_content)
+    assert len({cell.name for cell in cells}) == len(cells) > 2
 
 
 MISTAKES = {

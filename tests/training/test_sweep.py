@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
-from dynaconv.training.sweep import read_sweep
+from dynaconv.cli import _check_content
+from dynaconv.training.sweep import read_sweep, run_cells
 
 from ..conftest import run_cli, start_cli
 from ..tasks.language_modelling.support import write_recipe
@@ -32,7 +34,7 @@ def test_every_combination_for_every_row(tmp_path):
     path = write_sweep(
         tmp_path, rows=rows, grid={"train.learning_rate": [1e-3, 0.5]}, seeds=[1, 2], always={"train.max_steps": 3}
     )
-    _, cells = read_sweep(path, ("data.window=64",))
+    _, cells = read_sweep(path, _check_content, ("data.window=64",))
     assert [cell.name for cell in cells] == [
         "conv=none,learning_rate=0.001",
         "conv=none,learning_rate=0.5",
@@ -41,10 +43,10 @@ def test_every_combination_for_every_row(tmp_path):
     ]
     assert [cell.paper for cell in cells] == [19.12, 19.12, None, None]
     recipe = cells[3].recipes[2]
-    assert recipe["model"]["config"]["conv_rank"] == 4
-    assert recipe["train"] | {"learning_rate": 0.5, "seed": 2, "max_steps": 3} == recipe["train"]
-    assert recipe["data"]["window"] == 64
-    assert cells[0].recipes[1]["model"]["config"]["conv"] == "none"
+    assert recipe.model.config["conv_rank"] == 4
+    assert (recipe.train.learning_rate, recipe.train.seed, recipe.train.max_steps) == (0.5, 2, 3)
+    assert recipe.data.window == 64
+    assert cells[0].recipes[1].model.config["conv"] == "none"
 
 
 @pytest.mark.parametrize(
@@ -54,11 +56,15 @@ def test_every_combination_for_every_row(tmp_path):
         ({"grid": {"model.config.conv": ["none", "none"]}}, "configurations twice: conv=none"),
         ({"grid": {"train.max_steps.x": [1]}}, "max_steps is no section"),
         ({"recipe": "absent.yaml"}, "no recipe"),
+        ({"grid": {"train.seed": [1, 2]}}, "train.seed is what seeds says"),
+        ({"seeds": []}, "must not be empty"),
+        ({"rows": [{"set": {"train.learnin_rate": 1}}]}, "unknown key train.learnin_rate: did you mean learning_rate"),
+        ({"grid": {"model.config.conv": ["lowrank", "wide"]}}, "conv=wide"),
     ],
 )
 def test_mistakes(tmp_path, content, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        read_sweep(write_sweep(tmp_path, **content))
+        read_sweep(write_sweep(tmp_path, **content), _check_content)
 
 
 @pytest.mark.slow
@@ -101,4 +107,24 @@ def test_a_run_that_diverges_is_in_the_table_and_one_that_fails_ends_the_sweep(t
     assert "eval_loss" not in rows[1]["runs"][0]
     result = run_cli("sweep", path, "--output", tmp_path / "other", "--set", "data.train=absent.txt", cache=cache)
     assert result.returncode == 2
-    assert "learning_rate=0.001,seed=1 failed: dynaconv: error: no file" in result.stderr
+    assert "learning_rate=0.001,seed=1: dynaconv: error: no file" in result.stderr
+    # Another value for all runs: those that are there were trained with another recipe.
+    result = run_cli("sweep", path, "--output", tmp_path / "out", "--set", "train.max_tokens=128", cache=cache)
+    assert result.returncode == 2
+    assert "was trained with another recipe (train.max_tokens: 256 -> 128)" in result.stderr
+
+
+def test_names_tell_values_apart(tmp_path):
+    row = {"set": {"model.config.conv_width": 3, "model.graft.width": 4, "model.graft.rank": 4}}
+    _, cells = read_sweep(write_sweep(tmp_path, rows=[row]), _check_content)
+    assert cells[0].name == "conv_width=3,rank=4,width=4"
+    row["set"]["data.window"] = 32
+    rows = [row, {"set": {"model.config.conv_rank": 8, "tokenizer.vocab_size": 300}}]
+    assert len(read_sweep(write_sweep(tmp_path, rows=rows), _check_content)[1]) == 2
+
+
+def test_a_second_sweep_in_the_same_folder_is_refused(tmp_path):
+    _, cells = read_sweep(write_sweep(tmp_path), _check_content)
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(ValueError, match="another process works in"):
+        run_cells(cells, tmp_path / "out", 1)

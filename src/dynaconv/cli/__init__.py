@@ -130,9 +130,7 @@ def _parse_recipe(command: str, description: str, arguments: list[str], run_opti
     if path is None and not {"-h", "--help"} & set(arguments):
         raise ValueError(f"give the recipe first: dynaconv {command} RECIPE.yaml [options]")
     content = read_recipe(path) if path else {}
-    task = task_in(content)
-    if task not in TASKS:
-        raise ValueError(f"{path}: no task {task!r}: there are {', '.join(TASKS)}")
+    task = _known(task_in(content), str(path))
     kind = _task(task, "recipe").Recipe
     recipe = check_recipe(content, kind, str(path))
 
@@ -177,7 +175,25 @@ def _sweep(arguments: list[str]) -> None:
     options = tyro.cli(SweepOptions, prog="dynaconv sweep", args=arguments)
     from ..training.sweep_report import sweep_recipe
 
-    sweep_recipe(options.sweep, options.output, workers=options.workers, overrides=options.set)
+    sweep_recipe(options.sweep, options.output, check=_check_content, workers=options.workers, overrides=options.set)
+
+
+def _check_content(content: dict[str, Any], name: str) -> Any:
+    """The recipe of its task, with a model that can be."""
+    from ..training.recipe import check_recipe, task_in
+
+    recipe = check_recipe(content, _task(_known(task_in(content), name), "recipe").Recipe, name)
+    try:
+        recipe.model.configuration()
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    return recipe
+
+
+def _known(task: str, where: str) -> str:
+    if task not in TASKS:
+        raise ValueError(f"{where}: no task {task!r}: there are {', '.join(TASKS)}")
+    return task
 
 
 def _data(arguments: list[str]) -> None:

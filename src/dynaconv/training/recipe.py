@@ -41,7 +41,7 @@ class TrainConfig:
     adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.98
     """Of the second moment; that of the first is 0.9."""
     weight_decay: float = 0.0
-    """Decoupled, not on norms, biases and convolutions."""
+    """Decoupled, not on norms, biases and short convolutions."""
     clip_norm: float = 0.0
     """Of the gradient; 0: no clipping."""
     average_last: Positive = 10

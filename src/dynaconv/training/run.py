@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, TrainingArguments
@@ -90,7 +91,7 @@ def fit(
         flops: as in :class:`TokenTrainer`.
 
     Raises:
-        ValueError: the run was started with other data, or on another number of processes.
+        ValueError: the run was started with other data, or on another number of processes, or another one trains it.
         OSError: the last checkpoint could not be written.
         DivergenceError: the loss or a weight became infinite or NaN; checkpoints from before are kept.
     """
@@ -110,7 +111,13 @@ def fit(
     )
     origin = {"data": data, "processes": trainer.args.world_size}
     _check_origin(run, origin)
+    lock = FileLock(run / "lock", timeout=0)
     if trainer.is_world_process_zero():
+        run.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()  # released when it is collected, or the process ends
+        except Timeout:
+            raise ValueError(f"{run} is being trained by another process: wait for it, or end it") from None
         _write_preamble(model, recipe, run, origin)
         save_extra(run)
         save_text(run)
@@ -134,6 +141,7 @@ def fit(
             plot_curves({run.name: history}, run / "curves.png", metrics)
         save_averaged(checkpoints(run)[-options.average_last :], run / WEIGHTS)
     trainer.accelerator.wait_for_everyone()
+    lock.release()
 
 
 def _train(trainer: TokenTrainer, run: Path, max_steps: int) -> list[dict[str, Any]]:
@@ -163,7 +171,6 @@ def _check_origin(run: Path, origin: dict[str, Any]) -> None:
 
 
 def _write_preamble(model: Any, recipe: Any, run: Path, origin: dict[str, Any]) -> None:
-    run.mkdir(parents=True, exist_ok=True)
     save_recipe(recipe, run / _RECIPE)
     versions = {
         "dynaconv": __version__,

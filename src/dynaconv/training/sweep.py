@@ -1,12 +1,14 @@
 """Sweeps: the same recipe with some values changed, run by run, and what came of it."""
 
+import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import product
@@ -15,13 +17,16 @@ from typing import Any
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from .checkpoints import WEIGHTS
-from .recipe import check_recipe, read_recipe
+from .recipe import check_recipe, differences, load_recipe, read_recipe, recipe_file, save_recipe
 from .run import DIVERGED
 
 _STEP = re.compile(rb"step +(\d+)  ")
+_SEED = "train.seed"
+_LONGEST = 120  # characters of a name; those of files may have 255 bytes
 
 
 @dataclass
@@ -57,79 +62,102 @@ class Sweep:
 class Cell:
     """A configuration of a sweep: the values that vary, the recipe of each seed, and what the paper has for it."""
 
+    name: str
+    """Such as "mixer=dynamic,learning_rate=0.003"; also of folders."""
     values: dict[str, Any]
-    recipes: dict[int, dict[str, Any]]
+    recipes: dict[int, Any]
     paper: float | None
-
-    @property
-    def name(self) -> str:
-        """Such as "mixer=dynamic,learning_rate=0.003"; also of folders."""
-        parts = (f"{key.rpartition('.')[2]}={_brief(value)}" for key, value in self.values.items())
-        return ",".join(parts) or "recipe"
 
     def run(self, output: Path, seed: int) -> Path:
         """The run folder of a seed."""
         return output / f"{self.name},seed={seed}"
 
 
-def read_sweep(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Sweep, list[Cell]]:
-    """A sweep and its configurations.
+def read_sweep(
+    path: Path, check: Callable[[dict[str, Any], str], Any], overrides: tuple[str, ...] = ()
+) -> tuple[Sweep, list[Cell]]:
+    """A sweep and its configurations, all of which are checked.
 
     Args:
         path: of a YAML file, see :class:`Sweep`.
+        check: sections and a name, for errors, to the recipe of a task.
         overrides: "section.key=value" for all runs, the value in YAML.
 
     Raises:
-        ValueError: not such a file, or configurations that are the same.
+        ValueError: not such a file, configurations that are the same, or that are not valid.
         FileNotFoundError: no such file.
     """
     sweep = check_recipe(read_recipe(path), Sweep, str(path))
     content = read_recipe(path.parent / sweep.recipe)
-    for name, value in sweep.always.items():
-        _put(content, name, value)
+    given = dict(sweep.always)
     for override in overrides:
         name, found, value = override.partition("=")
         if not found:
             raise ValueError(f"--set takes section.key=value, got {override!r}")
-        _put(content, name, yaml.safe_load(value))
+        given[name] = yaml.safe_load(value)
+    rows = sweep.rows or [Row({})]
+    if _SEED in {*given, *sweep.grid, *(name for row in rows for name in row.set)}:
+        raise ValueError(f"{path}: {_SEED} is what seeds says: give them there")
+    if not sweep.seeds or not all(sweep.grid.values()):
+        raise ValueError(f"{path}: seeds and the values of the grid must not be empty")
+    combinations = [
+        (row, {**row.set, **dict(zip(sweep.grid, values, strict=True))})
+        for row in rows
+        for values in product(*sweep.grid.values())
+    ]
+    short = _short_names({name for _, values in combinations for name in values})
     cells = []
-    for row in sweep.rows or [Row({})]:
-        for combination in product(*sweep.grid.values()):
-            values = {**row.set, **dict(zip(sweep.grid, combination, strict=True))}
-            recipes = {}
-            for seed in sweep.seeds:
-                recipes[seed] = json.loads(json.dumps(content))
-                for name, value in {**values, "train.seed": seed}.items():
-                    _put(recipes[seed], name, value)
-            cells.append(Cell(values, recipes, row.paper))
+    for row, values in combinations:
+        name = ",".join(f"{short[key]}={_brief(value)}" for key, value in values.items()) or "recipe"
+        if len(name) > _LONGEST:
+            name = f"{name[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        recipes = {}
+        for seed in sweep.seeds:
+            changed = json.loads(json.dumps(content))
+            for key, value in {**given, **values, _SEED: seed}.items():
+                _put(changed, key, value)
+            recipes[seed] = check(changed, f"{path}, {name}")
+        cells.append(Cell(name, values, recipes, row.paper))
     names = [cell.name for cell in cells]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"{path} has configurations twice: {', '.join(sorted(repeated))}")
     return sweep, cells
 
 
-def run_cells(cells: list[Cell], output: Path, workers: int) -> None:
+def run_cells(cells: list[Cell], output: Path, workers: int) -> dict[str, str]:
     """Train what has not been trained yet, several runs side by side, each in a process of its own.
 
-    A run that was interrupted goes on from its last checkpoint; one that diverged has ended. On GPUs, workers take
-    turns in them; on a CPU they share its threads.
+    A run that was interrupted goes on from its last checkpoint; one that diverged has ended. After one that failed
+    the others are trained, unless nothing has been trained so far. On GPUs, workers take turns in them; on a CPU they
+    share its threads.
 
     Args:
         cells: of :func:`read_sweep`.
         output: a folder with a run folder, a recipe and a log for each of them.
         workers: runs side by side.
 
+    Returns:
+        {run that failed: why}; the next time they are tried again.
+
     Raises:
-        ValueError: a run failed; the message is its last line. The others are ended, and go on the next time.
+        ValueError: a run in the folder has another recipe, or another process works there.
     """
     output.mkdir(parents=True, exist_ok=True)
     waiting = [(cell.run(output, seed), recipe) for cell in cells for seed, recipe in cell.recipes.items()]
-    steps = {run: recipe["train"]["max_steps"] for run, recipe in waiting}
+    steps = {run: recipe.train.max_steps for run, recipe in waiting}
+    _check_recipes(waiting)
     waiting = [(run, recipe) for run, recipe in waiting if not is_finished(run)]
     running: dict[Path, tuple[int, subprocess.Popen]] = {}
+    failed: dict[str, str] = {}
     with ExitStack() as stack, tqdm(total=sum(steps.values()), unit="update", desc=output.name) as bar:
+        try:
+            stack.enter_context(FileLock(output / ".lock", timeout=0))
+        except Timeout:
+            raise ValueError(f"another process works in {output}: wait for it, or end it") from None
         bar.initial = sum(count if is_finished(run) else _step(run) for run, count in steps.items())
-        stack.callback(lambda: [process.terminate() for _, process in running.values()])
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, which ends the runs
+        stack.callback(signal.signal, signal.SIGTERM, before)
+        stack.callback(_end, running)
         while waiting or running:
             while waiting and len(running) < workers:
                 run, recipe = waiting.pop(0)
@@ -140,10 +168,12 @@ def run_cells(cells: list[Cell], output: Path, workers: int) -> None:
                 if process.poll() is not None:
                     del running[run]
                     if not is_finished(run):
-                        raise ValueError(f"{run.name} failed: {_last_line(_log(run))}; see {_log(run)}")
+                        failed[run.name] = f"{_last_line(_log(run))} (exit code {process.returncode}; see {_log(run)})"
+            if failed and not any(map(is_finished, steps)):
+                return failed
             bar.n = sum(count if is_finished(run) else _step(run) for run, count in steps.items())
             bar.set_postfix_str(f"{len(waiting) + len(running)} runs left")
-    bar.close()
+    return failed
 
 
 def is_finished(run: Path) -> bool:
@@ -156,7 +186,8 @@ def results_of(cells: list[Cell], output: Path) -> list[dict[str, Any]]:
 
     Returns:
         for each: `values`, `paper`, and `runs`: of each seed its `seed`, `run` (folder), the last value of everything
-        that its evaluations logged (`eval_loss`, ...), and `diverged`, the update of that, or None.
+        that its evaluations logged (`eval_loss`, ...; nothing where it failed), and `diverged`, the update of that, or
+        None.
     """
     found = []
     for cell in cells:
@@ -164,7 +195,8 @@ def results_of(cells: list[Cell], output: Path) -> list[dict[str, Any]]:
         for seed in cell.recipes:
             run = cell.run(output, seed)
             diverged = json.loads((run / DIVERGED).read_text("utf-8"))["step"] if (run / DIVERGED).exists() else None
-            last = {} if diverged else {key: value for entry in history(run) for key, value in entry.items()}
+            log = [] if diverged is not None or not is_finished(run) else history(run)
+            last = {key: value for entry in log for key, value in entry.items()}
             measured = {key: value for key, value in last.items() if key.startswith("eval_")}
             runs.append({"seed": seed, "run": run.name, **measured, "diverged": diverged})
         found.append({"values": cell.values, "paper": cell.paper, "runs": runs})
@@ -176,12 +208,30 @@ def history(run: Path) -> list[dict[str, Any]]:
     return json.loads((run / "history.json").read_text("utf-8"))
 
 
-def _start(run: Path, recipe: dict[str, Any], slot: int, workers: int) -> subprocess.Popen:
+def _check_recipes(runs: list[tuple[Path, Any]]) -> None:
+    """A run of another recipe must not stand for one of this."""
+    for run, recipe in runs:
+        saved = recipe_file(run) if run.is_dir() else None
+        if saved is not None and saved.parent == run:
+            changed = differences(load_recipe(saved, type(recipe)), recipe)
+            if changed:
+                raise ValueError(f"{run} was trained with another recipe ({'; '.join(changed)}): use another --output")
+
+
+def _end(running: dict[Path, tuple[int, subprocess.Popen]]) -> None:
+    for _, process in running.values():
+        process.terminate()
+    for _, process in running.values():
+        process.wait()
+
+
+def _start(run: Path, recipe: Any, slot: int, workers: int) -> subprocess.Popen:
     path = run.with_name(f"{run.name}.yaml")
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    save_recipe(recipe, path)
     environment = dict(os.environ)
     if gpus := torch.cuda.device_count():
-        environment["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
+        visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        environment["CUDA_VISIBLE_DEVICES"] = visible[slot % gpus] if visible != [""] else str(slot % gpus)
     else:
         environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // workers))
     command = [sys.executable, "-m", "dynaconv", "train", str(path), "--output", str(run), "--resume"]
@@ -199,7 +249,20 @@ def _step(run: Path) -> int:
 
 
 def _last_line(path: Path) -> str:
-    return (path.read_text("utf-8", errors="replace").split("\n") or [""])[-2:][0].rpartition("\r")[2]
+    lines = [line for line in path.read_text("utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "no message"
+
+
+def _short_names(names: set[str]) -> dict[str, str]:
+    """Of each name as many of its last parts as tell it from the others."""
+    short = {}
+    for name in names:
+        parts = name.split(".")
+        tails = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+        short[name] = next(
+            (tail for tail in tails if sum(f".{other}".endswith(f".{tail}") for other in names) == 1), name
+        )
+    return short
 
 
 def _brief(value: Any) -> str:

@@ -25,6 +25,7 @@ from transformers import (
 
 from ..data.arrays import TokenArrays
 from ..data.batching import NO_LABEL, TokenBatchSampler
+from ..models.lightconv.adaptive import AdaptiveSoftmax
 from ..nn import DynamicShortConv, ShortConv, ShortConvGroup
 from ..nn.shortconv import FilterProjection
 from .checkpoints import keep_last, publish
@@ -59,6 +60,18 @@ class TokenLoss:
             label_smoothing=self.label_smoothing,
         )
         return loss / ((labels != NO_LABEL).sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+def summed_loss(model: Any, batch: dict[str, Any], labels: Tensor) -> Tensor:
+    """Sum of the cross-entropy (nats) of labels [B, T] aligned with the logits, -100 for none.
+
+    Adaptive softmax computes the clusters of these labels only: all logits of large vocabularies fit in no memory.
+    """
+    if isinstance(getattr(model, "lm_head", None), AdaptiveSoftmax):
+        no_logits = torch.empty(0, dtype=torch.int64, device=labels.device)
+        options = {"shift_labels": labels, "num_items_in_batch": 1, "logits_to_keep": no_logits, "use_cache": False}
+        return model(**batch, **options).loss
+    return TokenLoss(0.0)(model(**batch, use_cache=False), labels, 1)
 
 
 class TokenTrainer(Trainer):
@@ -177,7 +190,7 @@ class TokenTrainer(Trainer):
         """Validation loss in nats per token, without label smoothing, and the metrics."""
         started = time.perf_counter()
         self._network.eval()
-        sums, loss = [0.0, 0.0], TokenLoss(0.0)
+        sums = [0.0, 0.0]
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         for i, batch in enumerate(self._eval_loader):
             if i % world == rank:
@@ -186,7 +199,7 @@ class TokenTrainer(Trainer):
                 if self.compute_loss_func is None:
                     labels = F.pad(labels[:, 1:], (0, 1), value=NO_LABEL)
                 with self.compute_loss_context_manager():
-                    sums[0] += loss(self._network(**batch, use_cache=False), labels, 1).item()
+                    sums[0] += summed_loss(self._network, batch, labels).item()
                 sums[1] += (labels != NO_LABEL).sum().item()
         if world > 1:
             sums = self.accelerator.reduce(torch.tensor(sums, dtype=torch.float64, device=self.args.device)).tolist()

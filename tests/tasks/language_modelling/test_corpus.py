@@ -41,6 +41,22 @@ def test_what_a_document_is(tmp_path, documents, expected):
     assert found == dict.fromkeys(("train", "valid", "test"), expected)
 
 
+@pytest.mark.parametrize(("documents", "expected"), [("paragraph", ["a", "b", "c"]), ("file", ["a", "b\n\nc"])])
+def test_no_document_goes_on_into_the_next_file(tmp_path, documents, expected):
+    for name, content in (("n-1", "a\n"), ("n-2", "b\n\nc\n"), ("held", "x\n")):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    held_out = str(tmp_path / "held")
+    config = DataConfig(train=str(tmp_path / "n-*"), valid=held_out, test=held_out, documents=documents)
+    assert load_documents(config, tmp_path)["train"] == expected
+
+
+def test_documents_that_are_cut_are_counted(text, tmp_path):
+    data = DataConfig(train=str(text), rows="documents", window=8, **SMALL)
+    sizes = prepare(data, BYTES, tmp_path).sizes["valid"]
+    assert 0 < sizes["cut"] <= sizes["documents"]
+    assert prepare(DataConfig(train=str(text), window=8, **SMALL), BYTES, tmp_path).sizes["valid"]["cut"] == 0
+
+
 def test_a_pattern_names_many_files_and_repeats_are_dropped(tmp_path):
     for name, content in (("n-2", "c\nd\n"), ("n-1", "a\na\n"), ("held", "x\n")):
         (tmp_path / name).write_text(content, encoding="utf-8")

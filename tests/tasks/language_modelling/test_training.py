@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import dynaconv
 from dynaconv.cli import main
-from dynaconv.tasks.language_modelling.network import build, check_packing
+from dynaconv.tasks.language_modelling.network import build, check_causal
 from dynaconv.tasks.language_modelling.recipe import GraftConfig, ModelConfig
 from dynaconv.training.checkpoints import checkpoints
 
@@ -130,7 +130,7 @@ PACKED = [
 
 @pytest.mark.parametrize("model", PACKED, ids=lambda model: f"{model.host} {model.config.get('mixer', '')}")
 def test_packed_documents_are_apart(model):
-    check_packing(build(model, model.configuration()))
+    check_causal(build(model, model.configuration()), packed=True)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,23 @@ def test_a_model_that_mixes_packed_documents_is_refused(host, message):
     config = LIGHTCONV["config"] if host != "mamba2" else mamba
     model = ModelConfig(host, config={**config, "vocab_size": 200})
     with pytest.raises(ValueError, match=message):
-        check_packing(build(model, model.configuration()))
+        check_causal(build(model, model.configuration()), packed=True)
+
+
+def test_a_model_that_sees_what_it_should_predict_is_refused():
+    model = ModelConfig("bert", config={**LLAMA["config"], "vocab_size": 64})
+    with pytest.raises(ValueError, match="sees the tokens that it should predict"):
+        check_causal(build(model, model.configuration()), packed=False)
+    model.config["is_decoder"] = True
+    check_causal(build(model, model.configuration()), packed=False)
+
+
+def test_the_check_leaves_an_identity_as_it_is():
+    model = ModelConfig("llama", config=SIZES, graft=GraftConfig("qkv", init="identity"))
+    network = build(model, model.configuration())
+    before = {name: p.clone() for name, p in network.named_parameters()}
+    check_causal(network, packed=True)
+    assert all(torch.equal(before[name], p) for name, p in network.named_parameters())
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from dynaconv.tasks.recall.generators import NO_LABEL, compositional, fuzzy, mqar, variable_key
+from dynaconv.data.batching import NO_LABEL
+from dynaconv.tasks.recall.generators import compositional, fuzzy, mqar, variable_key
 
 COUNT = 200
 

@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import asdict, dataclass, replace
+from glob import escape
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ logger = logging.getLogger("dynaconv")
 
 TEXT = "text"
 SPLITS = ("train", "valid", "test")
-_FORMAT = 1  # raise it whenever the same configuration would give other arrays
+_FORMAT = 2  # raise it whenever the same configuration would give other arrays
 _SOURCES = {"text": "plain", "tsv": "tsv", "huggingface": "huggingface"}
 
 
@@ -36,11 +37,12 @@ class Corpus:
     valid: TokenArrays
     test: TokenArrays
     sizes: dict[str, dict[str, int]]
-    """{split: {"documents", "tokens" (those that are predicted), "bytes" (with a line feed after each document)}}."""
+    """{split: {"documents", "tokens" (those that are predicted), "bytes" (with a line feed after each document), "cut"
+    (documents whose end is left out)}}."""
     directory: Path
 
     def save_text(self, folder: Path) -> None:
-        """Write the held-out text as `valid.txt` and `test.txt`."""
+        """Write the held-out text as `valid.txt` and `test.txt`; empty lines part documents of several lines."""
         for split in SPLITS[1:]:
             (folder / f"{split}.txt").write_bytes((self.directory / f"{split}.txt").read_bytes())
 
@@ -107,10 +109,9 @@ def load_documents(config: DataConfig, cache: Path | None = None) -> dict[str, l
         ValueError: text that cannot be used, or nothing to train on.
         FileNotFoundError: no such file.
     """
-    source, columns = SOURCES[_SOURCES[config.format]], _columns(config)
     given: dict[str, Text] = {}
     for split, spec in _given(config).items():
-        found = _in_documents(source.read(spec, columns, cache or store.cache_directory())[TEXT], config)
+        found = _read(spec, config, cache or store.cache_directory())
         kept = [document for document in found if document.strip()]
         kept = list(dict.fromkeys(kept)) if split == "train" else kept
         if not kept:
@@ -145,12 +146,20 @@ def _columns(config: DataConfig) -> Columns:
     return {TEXT: config.number if config.format == "tsv" else config.column}
 
 
-def _in_documents(lines: list[str], config: DataConfig) -> list[str]:
+def _read(spec: str, config: DataConfig, cache: Path) -> list[str]:
+    """The documents; none goes on from one file into another."""
+    source, columns = SOURCES[_SOURCES[config.format]], _columns(config)
     if config.format != "text" or config.documents == "line":
-        return lines
+        return source.read(spec, columns, cache)[TEXT]
+    files = (source.read(escape(str(path)), columns, cache)[TEXT] for path in source.files(spec, columns, cache))
     if config.documents == "file":
-        return ["\n".join(lines)]
-    return ["\n".join(group) for empty, group in groupby(lines, lambda line: not line.strip()) if not empty]
+        return ["\n".join(lines) for lines in files]
+    return [
+        "\n".join(group)
+        for lines in files
+        for empty, group in groupby(lines, lambda line: not line.strip())
+        if not empty
+    ]
 
 
 def _write(splits: dict[str, list[str]], data: DataConfig, config: TokenizerConfig, folder: Path) -> None:
@@ -160,21 +169,29 @@ def _write(splits: dict[str, list[str]], data: DataConfig, config: TokenizerConf
     else:
         load: Any = AutoTokenizer.from_pretrained
         tokenizer = load(config.folder, trust_remote_code=False)
+        if not hasattr(tokenizer, "backend_tokenizer"):
+            raise ValueError(f"the tokenizer in {config.folder} has no tokenizer.json: convert it to a fast one")
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(folder)
-    end = tokenizer.eos_token_id
-    if end is None:
+    last = tokenizer.eos_token_id
+    if last is None:
         raise ValueError(f"the tokenizer in {config.folder} has no token that ends a text (eos_token)")
-    begin = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    first = last if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     limit = data.window if data.rows == "documents" else None
     sizes = {}
     for split, documents in splits.items():
-        tokens, lengths = tokenize(documents, tokenizer, f"tokenizing {split}", limit, between=(begin, end))
+        tokens, lengths = tokenize(documents, tokenizer, f"tokenizing {split}", limit, between=(first, last))
         write_tokens(folder, split, COLUMN, tokens, lengths)
         sizes[split] = {
             "documents": len(documents),
             "tokens": len(tokens) - len(documents),
             "bytes": sum(len(document.encode()) + 1 for document in documents),
+            "cut": sum(length == limit for length in lengths),
         }
+        if sizes[split]["cut"]:
+            logger.info("%s: %s documents are cut at %s tokens", split, f"{sizes[split]['cut']:,}", limit)
         if split != "train":
-            (folder / f"{split}.txt").write_text("".join(f"{text}\n" for text in documents), encoding="utf-8")
+            end = "\n\n" if any("\n" in text for text in documents) else "\n"
+            (folder / f"{split}.txt").write_text("".join(f"{text}{end}" for text in documents), encoding="utf-8")
     (folder / "sizes.json").write_text(json.dumps(sizes), encoding="utf-8")

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ...data.batching import sorted_batches
+from ...training.trainer import summed_loss
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,7 @@ def predict(
             labels = _padded(
                 [[-100] * (first - begin) + list(ids[first + 1 : end + 1]) for ids, begin, first, end in chosen], -100
             )
-            logits = model(inputs.to(model.device), use_cache=False).logits
-            losses = F.cross_entropy(
-                logits.float().flatten(0, 1), labels.to(model.device).flatten(), ignore_index=-100, reduction="none"
-            )
-            nats += losses.double().sum().item()
+            nats += summed_loss(model, {"input_ids": inputs.to(model.device)}, labels.to(model.device)).item()
             bar.update(int((labels != -100).sum()))
     return Prediction(nats, tokens)
 

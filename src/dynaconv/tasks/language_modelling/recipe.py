@@ -1,6 +1,7 @@
 """Recipes of language models."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -33,7 +34,7 @@ class DataConfig:
     number: Count = 0
     """Of the column of a tsv file, counted from 0."""
     documents: Literal["line", "paragraph", "file"] = "line"
-    """What a document of a text is: a line, lines up to an empty one, or everything."""
+    """What a document of a text is: a line, lines up to an empty one, or a file."""
     rows: Literal["packed", "documents"] = "packed"
     """packed: documents are laid end to end, kept apart, and cut into rows of `window` tokens. documents: each is a row
     of its own, of at most `window` tokens."""
@@ -107,6 +108,10 @@ class ModelConfig:
         """
         if self.folder is not None:
             config = read_config(Path(self.folder))
+            if config.is_encoder_decoder:
+                raise ValueError(f"the model in {self.folder} is an encoder-decoder, no language model")
+            if getattr(config, "dynaconv", None) and self.graft.placement is not None:
+                raise ValueError(f"the model in {self.folder} has short convolutions already: leave model.graft out")
             if (size := decided.get("vocab_size")) and config.get_text_config().vocab_size < size:
                 known = config.get_text_config().vocab_size
                 raise ValueError(f"the vocabulary has {size} tokens, the model in {self.folder} {known}")
@@ -124,6 +129,9 @@ class ModelConfig:
             raise ValueError(
                 f"model.config: {self.host} has no {name}" + (f": did you mean {close[0]}?" if close else "")
             )
+        if decided.get("vocab_size", 0) > self.config.get("vocab_size", math.inf):
+            size = self.config["vocab_size"]
+            raise ValueError(f"model.config.vocab_size is {size}, the vocabulary has {decided['vocab_size']} tokens")
         if self.preset is not None and not hasattr(kind, "from_preset"):
             raise ValueError(f"model.preset: {self.host} has no presets")
         try:
@@ -144,7 +152,7 @@ class TrainConfig(training.TrainConfig):
     adam_beta2: float = 0.95
     """Of the second moment; that of the first is 0.9."""
     weight_decay: float = 0.1
-    """Decoupled, not on norms, biases and convolutions."""
+    """Decoupled, not on norms, biases and short convolutions."""
     clip_norm: float = 1.0
     """Of the gradient; 0: no clipping."""
     average_last: Positive = 1

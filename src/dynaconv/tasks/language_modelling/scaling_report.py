@@ -78,7 +78,7 @@ def print_scaling(paths: Sequence[Path], *, baseline: str, output: Path) -> None
 def read_runs(path: Path) -> list[Run]:
     """Runs of a file of JSON lines, or the one of a run folder.
 
-    The family of a run folder is its kind of network: the host, and what convolutions it has where.
+    The family of a run folder is its kind of network, such as "attention dense lowrank qkv W4 R16".
 
     Raises:
         ValueError: not such a file, or the folder of a run that has not finished or is of another task.
@@ -107,24 +107,34 @@ def _read_folder(run: Path) -> Run:
     content = read_recipe(recipe) if recipe else {}
     if not recipe or task_in(content) != "language_modelling":
         raise ValueError(f"{run} is no run of a language model")
+    if content["model"].get("folder"):
+        raise ValueError(f"{run} went on from another model, whose training it does not know: leave it out")
     if not (run / "history.json").is_file():
         raise ValueError(f"{run} has not finished: train it to its end, or leave it out")
     last: dict[str, Any] = {}
     for entry in json.loads((run / "history.json").read_text("utf-8")):
         last |= entry
-    tokens = float(last["num_input_tokens_seen"])
-    flops = last["flops_per_second"] / last["tokens_per_second"] * tokens
-    return Run(_family(content["model"]), last["parameters"], tokens, flops, last["eval_loss"])
+    family = _family(json.loads((run / "config.json").read_text("utf-8")))
+    try:
+        tokens = float(last["num_input_tokens_seen"])
+        flops = last["flops_per_second"] / last["tokens_per_second"] * tokens
+        return Run(family, last["parameters"], tokens, flops, last["eval_loss"])
+    except (KeyError, ZeroDivisionError) as error:
+        raise ValueError(f"{run}/history.json has no {error}: train it anew, with a log before its end") from None
 
 
-def _family(model: dict[str, Any]) -> str:
-    config, graft = model.get("config", {}), model.get("graft", {})
-    if model.get("host") != "dynaconv":
-        parts = [model.get("host"), *([graft["kind"], graft["placement"]] if graft.get("placement") else [])]
-    else:
-        conv = config.get("conv", "lowrank")
-        parts = [config.get("mixer"), conv, *([config.get("placement", "qkv")] if conv != "none" else [])]
-    return " ".join(str(part) for part in parts if part)
+def _family(config: dict[str, Any]) -> str:
+    """What of a configuration is no size: the network, and what convolutions it has where."""
+    if config["model_type"] == "dynaconv":
+        kind = config["conv"]
+        made = {"lowrank": f"R{config['conv_rank']}", "headwise": f"H{config['conv_head_dim']}"}
+        where = [] if kind == "none" else [config["placement"], f"W{config['conv_width']}"]
+        return " ".join(
+            map(str, [config["mixer"], config["ffn"], kind, *where, *([made[kind]] if kind in made else [])])
+        )
+    convolutions = config.get("dynaconv") or {}
+    mixer = [config["decoder_mixer"]] if "decoder_mixer" in config else []
+    return " ".join(map(str, [config["model_type"], *mixer, *convolutions.values()]))
 
 
 def plot_scaling(families: dict[str, list[Run]], laws: dict[str, Law], path: Path) -> None:

@@ -1,6 +1,7 @@
 """`dynaconv train` for language models."""
 
 import math
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, set_seed
 
-from ...data.batching import TokenBatchSampler
+from ...data.batching import NO_LABEL, TokenBatchSampler
 from ...data.documents import COLUMN, CausalCollator
 from ...data.store import digest
 from ...data.tokenizer import save_tokenizers
@@ -18,9 +19,10 @@ from ...training.dry_run import Batches, print_needs
 from ...training.estimate import estimate
 from ...training.run import check_run, fit
 from .corpus import TEXT, Corpus, prepare, vocabulary_of
-from .network import build, check_packing
+from .network import build, check_causal
 from .recipe import GraftConfig, Recipe
 
+LARGE = 1e9  # parameters
 NEXT = "dynaconv perplexity {run} {run}/test.txt --sequences line"  # what a person does with a run
 
 
@@ -51,9 +53,12 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Path:
     set_seed(recipe.train.seed)
     config = _configuration(recipe, corpus)
     model = build(recipe.model, config)
-    if recipe.data.rows == "packed":
-        check_packing(model)
-    per_byte = corpus.sizes["valid"]["tokens"] / corpus.sizes["valid"]["bytes"] / math.log(2)
+    check_causal(model, packed=recipe.data.rows == "packed")
+    sizes = corpus.sizes["valid"]
+    per_byte = sizes["tokens"] / sizes["bytes"] / math.log(2)
+    metrics: dict[str, Callable[[float], float]] = {"perplexity": _exp}
+    if not sizes["cut"] and recipe.tokenizer.kind == "bytes":  # otherwise not all bytes are predicted
+        metrics["bits_per_byte"] = lambda loss: loss * per_byte
     fit(
         model,
         recipe,
@@ -63,10 +68,10 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Path:
         collate=CausalCollator(),
         data=digest(corpus.directory),
         loss=None,
-        metrics={"perplexity": _exp, "bits_per_byte": lambda loss: loss * per_byte},
+        metrics=metrics,
         save_extra=lambda folder: save_tokenizers({TEXT: corpus.tokenizer}, folder),
         save_text=corpus.save_text,
-        flops=_flops(recipe, config, corpus),
+        flops=_flops(recipe, config, corpus, model.num_parameters()),
     )
     return run
 
@@ -100,11 +105,16 @@ def _without_data(recipe: Recipe, config: Any) -> PreTrainedModel:
     return network
 
 
-def _flops(recipe: Recipe, config: Any, corpus: Corpus) -> float:
-    """For each token, forward and backward."""
+def _flops(recipe: Recipe, config: Any, corpus: Corpus, parameters: int) -> float | None:
+    """For each label, forward and backward; None for large models of others, whose products would have to be made."""
+    ours = config.model_type == "dynaconv"
+    if not ours and parameters > LARGE:
+        return None
     batches = _batches(recipe, corpus, config.get_text_config().vocab_size)
     row = batches.usual
-    return estimate(_without_data(recipe, deepcopy(config)), row, None).flops / row["input_ids"].numel()
+    row = row if ours else {name: tensor[:1, :128] for name, tensor in row.items()}
+    labels = int((row["labels"] != NO_LABEL).sum())
+    return estimate(_without_data(recipe, deepcopy(config)), row, None).flops / labels
 
 
 def _describe(recipe: Recipe, corpus: Corpus | None) -> str:
@@ -135,7 +145,9 @@ def _batches(recipe: Recipe, corpus: Corpus | None, vocab_size: int) -> Batches:
 
 def _configuration(recipe: Recipe, corpus: Corpus | None) -> Any:
     if corpus is None:
-        return recipe.model.configuration(vocab_size=recipe.tokenizer.vocab_size)
+        return recipe.model.configuration(
+            **({} if recipe.model.folder else {"vocab_size": recipe.tokenizer.vocab_size})
+        )
     tokenizer: Any = corpus.tokenizer
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return recipe.model.configuration(vocab_size=len(tokenizer), **special)

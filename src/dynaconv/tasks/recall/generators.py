@@ -9,7 +9,8 @@ from itertools import permutations
 
 import numpy as np
 
-NO_LABEL = -100
+from ...data.batching import NO_LABEL
+
 Sequences = tuple[np.ndarray, np.ndarray]
 
 

@@ -2,9 +2,9 @@
 
 import json
 import multiprocessing
+import signal
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -120,13 +120,14 @@ def _train(experiment: Experiment, runs: dict[tuple[str, int], Path], workers: i
     threads = max(1, torch.get_num_threads() // workers)
     with (
         tqdm(total=len(runs) * experiment.steps, unit="update", desc="recall") as bar,
-        ProcessPoolExecutor(min(workers, len(runs)), context, _start, (done, threads)) as pool,
+        context.Pool(min(workers, len(runs)), _start, (done, threads)) as pool,  # ends its processes when it is left
     ):
-        left = {pool.submit(_run, experiment, key, path, device) for key, path in runs.items()}
+        left = [pool.apply_async(_run, (experiment, key, path, device)) for key, path in runs.items()]
         while left:
-            finished, left = wait(left, timeout=0.5)
-            for future in finished:
-                future.result()
+            time.sleep(0.5)
+            for result in [result for result in left if result.ready()]:
+                result.get()
+                left.remove(result)
             bar.n = done.value
             bar.set_postfix_str(f"{len(left)} runs left")
 
@@ -134,6 +135,7 @@ def _train(experiment: Experiment, runs: dict[tuple[str, int], Path], workers: i
 def _start(done: Any, threads: int) -> None:
     global _done
     _done = done
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
     torch.set_num_threads(threads)
 
 

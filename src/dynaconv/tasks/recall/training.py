@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...data.batching import NO_LABEL
 from ...models import DynaConvConfig, DynaConvForCausalLM
 from . import generators
 
@@ -119,11 +120,11 @@ def measure(model: Any, inputs: Tensor, labels: Tensor, batch: int) -> float:
     """The share of the labels that a model predicts."""
     model.eval()
     right = sum(
-        int((_logits(model, x, y).argmax(-1) == y[y != generators.NO_LABEL]).sum())
+        int((_logits(model, x, y).argmax(-1) == y[y != NO_LABEL]).sum())
         for x, y in zip(inputs.split(batch), labels.split(batch), strict=True)
     )
     model.train()
-    return right / int((labels != generators.NO_LABEL).sum())
+    return right / int((labels != NO_LABEL).sum())
 
 
 def _network(experiment: Experiment, convolutions: str, vocab_size: int) -> DynaConvForCausalLM:
@@ -149,13 +150,13 @@ def _groups(model: DynaConvForCausalLM, weight_decay: float) -> list[dict[str, A
 
 
 def _loss(model: DynaConvForCausalLM, inputs: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(_logits(model, inputs, labels), labels[labels != generators.NO_LABEL])
+    return F.cross_entropy(_logits(model, inputs, labels), labels[labels != NO_LABEL])
 
 
 def _logits(model: Any, inputs: Tensor, labels: Tensor) -> Tensor:
     """[labels, V], computed where there are labels only."""
     hidden = model.model(inputs, use_cache=False).last_hidden_state
-    return model.lm_head(hidden[labels != generators.NO_LABEL]).float()
+    return model.lm_head(hidden[labels != NO_LABEL]).float()
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:
