@@ -75,4 +75,5 @@ def check_causal(network: PreTrainedModel, *, packed: bool) -> None:
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.allclose(a, b, atol=1e-3 * float(b.abs().max()), rtol=1e-3)
+    # Rounding is 1e-6 of the largest logit; the last token changes those of a new BERT by 1e-3.
+    return bool((a - b).abs().max() <= 3e-5 * b.abs().max())
