@@ -166,7 +166,7 @@ def test_the_check_leaves_an_identity_as_it_is():
     [
         (("--model.host", "lama"), "did you mean llama"),
         (("--model.preset", "9b"), "no preset '9b'"),
-        (("--model.config.conv", "wide"), "conv"),
+        (("--model.config.num_attention_heads", "5"), "num_attention_heads"),
         (("--model.host", "t5"), "has no causal language model"),
         (("--data.train", "absent.txt"), "absent.txt"),
         (("--train.learning_rate", "inf"), "train.learning_rate: must be a finite number; got inf"),
