@@ -111,7 +111,7 @@ def test_a_run_that_diverges_is_in_the_table_and_one_that_fails_ends_the_sweep(t
     # Another value for all runs: those that are there were trained with another recipe.
     result = run_cli("sweep", path, "--output", tmp_path / "out", "--set", "train.max_tokens=128", cache=cache)
     assert result.returncode == 2
-    assert "was trained with another recipe (train.max_tokens: 256 -> 128)" in result.stderr
+    assert "was started with another recipe (train.max_tokens: 256 -> 128)" in result.stderr
 
 
 def test_names_tell_values_apart(tmp_path):

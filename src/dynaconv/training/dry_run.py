@@ -82,7 +82,7 @@ def _rows(
     batches_per_update = processes * options.accumulation
     tokens = batches.labels * batches_per_update
     flops = usual.flops * batches_per_update * options.max_steps
-    hours = {name: flops / (peak * UTILISATION) / 3600 for name, peak in ACCELERATORS.items() if name != "H200"}
+    hours = {name: flops / (peak * UTILISATION) / 3600 for name, peak in ACCELERATORS.items()}
     epochs = f", {tokens * options.max_steps / batches.labels_of_epoch:.1f} epochs" if batches.labels_of_epoch else ""
     devices = f"{processes} device{'s' if processes > 1 else ''}"
     return {

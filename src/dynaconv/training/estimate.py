@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-ACCELERATORS = {"V100": 125e12, "A100": 312e12, "H100": 989e12, "H200": 989e12}
+ACCELERATORS = {"V100": 125e12, "A100": 312e12, "H100": 989e12}
 """Peak FLOP/s of matrix products in half precision, without sparsity, as their maker states them."""
 UTILISATION = 0.3  # of that peak, which training reaches where nothing is known
 
@@ -19,6 +19,7 @@ UTILISATION = 0.3  # of that peak, which training reaches where nothing is known
 def peak_flops(device: torch.device) -> float | None:
     """Of :data:`ACCELERATORS`, for a device that is one of them."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    name = name.replace("H200", "H100")  # the same processor, with more memory
     return next((peak for known, peak in ACCELERATORS.items() if known in name), None)
 
 

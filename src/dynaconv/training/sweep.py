@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import product
@@ -21,8 +21,8 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from .checkpoints import WEIGHTS
-from .recipe import check_recipe, differences, load_recipe, read_recipe, recipe_file, save_recipe
-from .run import DIVERGED
+from .recipe import check_recipe, read_recipe, save_recipe
+from .run import DIVERGED, check_run
 
 _STEP = re.compile(rb"step +(\d+)  ")
 _SEED = "train.seed"
@@ -145,7 +145,8 @@ def run_cells(cells: list[Cell], output: Path, workers: int) -> dict[str, str]:
     output.mkdir(parents=True, exist_ok=True)
     waiting = [(cell.run(output, seed), recipe) for cell in cells for seed, recipe in cell.recipes.items()]
     steps = {run: recipe.train.max_steps for run, recipe in waiting}
-    _check_recipes(waiting)
+    for run, recipe in waiting:
+        check_run(run, recipe, resume=True)  # one of another recipe must not stand for it
     waiting = [(run, recipe) for run, recipe in waiting if not is_finished(run)]
     running: dict[Path, tuple[int, subprocess.Popen]] = {}
     failed: dict[str, str] = {}
@@ -206,16 +207,6 @@ def results_of(cells: list[Cell], output: Path) -> list[dict[str, Any]]:
 def history(run: Path) -> list[dict[str, Any]]:
     """The log of a finished run."""
     return json.loads((run / "history.json").read_text("utf-8"))
-
-
-def _check_recipes(runs: list[tuple[Path, Any]]) -> None:
-    """A run of another recipe must not stand for one of this."""
-    for run, recipe in runs:
-        saved = recipe_file(run) if run.is_dir() else None
-        if saved is not None and saved.parent == run:
-            changed = differences(load_recipe(saved, type(recipe)), recipe)
-            if changed:
-                raise ValueError(f"{run} was trained with another recipe ({'; '.join(changed)}): use another --output")
 
 
 def _end(running: dict[Path, tuple[int, subprocess.Popen]]) -> None:
@@ -279,6 +270,6 @@ def _put(content: dict[str, Any], name: str, value: Any) -> None:
     content[key] = value
 
 
-def settings(cells: list[Cell]) -> Iterator[str]:
+def settings(cells: list[Cell]) -> list[str]:
     """The names of what varies."""
-    yield from dict.fromkeys(name for cell in cells for name in cell.values)
+    return list(dict.fromkeys(name for cell in cells for name in cell.values))

@@ -55,7 +55,7 @@ def sweep_recipe(
 
 def print_results(sweep: Sweep, cells: list[Cell], results: Results) -> None:
     """A row for each configuration: mean, and range over seeds; runs that diverged are named."""
-    names, measures = list(settings(cells)), measures_of(results)
+    names, measures = settings(cells), measures_of(results)
     with_paper = any(row["paper"] is not None for row in results)
     table = Table(
         *(name.rpartition(".")[2].replace("_", " ") for name in names),

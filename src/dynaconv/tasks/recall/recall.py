@@ -5,7 +5,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,7 +20,7 @@ mpl.use("Agg")
 
 from matplotlib.figure import Figure
 
-from .training import Experiment, describe, train_once
+from .training import Experiment, train_once
 
 PRESETS = {
     "small": Experiment("variable_key", {"pairs": 12}, steps=150, train_size=6000, test_size=500),
@@ -45,7 +45,7 @@ def recall(
     Args:
         preset: of :data:`PRESETS`.
         output: folder; runs that are there already are not repeated.
-        convolutions: of :data:`~dynaconv.tasks.recall.training.CONVOLUTIONS`.
+        convolutions: as of :func:`~dynaconv.tasks.recall.training.train_once`.
         seeds: how many; 1, 2, ...
         steps: updates; None: as the preset says.
         workers: processes that train beside each other; None: one on a GPU, or else one for each thread of PyTorch.
@@ -66,7 +66,7 @@ def recall(
     output.mkdir(parents=True, exist_ok=True)
     runs = {(name, seed): output / f"{name}-{seed}.json" for name in convolutions for seed in range(1, seeds + 1)}
     for path in runs.values():
-        if path.exists() and json.loads(path.read_text("utf-8"))["experiment"] != describe(experiment):
+        if path.exists() and json.loads(path.read_text("utf-8"))["experiment"] != asdict(experiment):
             raise ValueError(f"{path} is of another experiment: choose another --output")
     waiting = {key: path for key, path in runs.items() if not path.exists()}
     if waiting:
@@ -74,7 +74,7 @@ def recall(
     results: Results = {name: [] for name in convolutions}
     for (name, _), path in runs.items():
         results[name].append(json.loads(path.read_text("utf-8")))
-    record = {"preset": preset, "experiment": describe(experiment), "results": results}
+    record = {"preset": preset, "experiment": asdict(experiment), "results": results}
     (output / "results.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     print_results(preset, results)
     plot_results(preset, results, output / "recall.png")
@@ -143,7 +143,7 @@ def _run(experiment: Experiment, key: tuple[str, int], path: Path, device: str) 
     name, seed = key
     started = time.perf_counter()
     result = train_once(experiment, name, seed, device, _count)
-    result |= {"seed": seed, "seconds": round(time.perf_counter() - started, 1), "experiment": describe(experiment)}
+    result |= {"seed": seed, "seconds": round(time.perf_counter() - started, 1), "experiment": asdict(experiment)}
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(result, indent=1), encoding="utf-8")
     partial.rename(path)

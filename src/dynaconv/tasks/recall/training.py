@@ -1,7 +1,7 @@
 """One network learns one task of recall."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,6 @@ from torch import Tensor
 from ...data.batching import NO_LABEL
 from ...models import DynaConvConfig, DynaConvForCausalLM
 from . import generators
-
-CONVOLUTIONS = {
-    "none": {"conv": "none"},
-    "static": {"conv": "static"},
-    "headwise": {"conv": "headwise"},
-    "lowrank": {"conv": "lowrank"},
-}
-"""What is compared, as values of the network's configuration; the convolutions are those of `placement`."""
 
 
 @dataclass
@@ -75,7 +67,7 @@ def train_once(
 
     Args:
         experiment: the task and the network.
-        convolutions: of :data:`CONVOLUTIONS`.
+        convolutions: "none", "static", "headwise" or "lowrank", at `placement`.
         seed: of sequences, weights and batches.
         device: to train on.
         progress: called after every update.
@@ -138,7 +130,7 @@ def _network(experiment: Experiment, convolutions: str, vocab_size: int) -> Dyna
         conv_width=experiment.width,
         conv_rank=experiment.rank,
         conv_head_dim=experiment.head_dim,
-        **CONVOLUTIONS[convolutions],
+        conv=convolutions,
     )
     return DynaConvForCausalLM(config)
 
@@ -157,8 +149,3 @@ def _logits(model: Any, inputs: Tensor, labels: Tensor) -> Tensor:
     """[labels, V], computed where there are labels only."""
     hidden = model.model(inputs, use_cache=False).last_hidden_state
     return model.lm_head(hidden[labels != NO_LABEL]).float()
-
-
-def describe(experiment: Experiment) -> dict[str, Any]:
-    """Everything that decides a result, but the seed."""
-    return asdict(experiment)
