@@ -192,6 +192,18 @@ def toy_run(session_folder, cache) -> Path:
 
 
 @pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """`dynaconv` in this process: what it printed."""
+    monkeypatch.setenv("DYNACONV_CACHE", str(tmp_path / "cache"))
+
+    def run(*arguments: object) -> str:
+        main(list(map(str, arguments)))
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
 def poisoned(monkeypatch) -> list[torch.Tensor]:
     """Fresh memory holds NaN, inside guard zones of a sentinel; returns the whole buffers for `check_guards`."""
     buffers: list[torch.Tensor] = []

@@ -7,7 +7,6 @@ import pytest
 import yaml
 from datasets import Dataset, DatasetDict
 
-from dynaconv.cli import main
 from dynaconv.training.checkpoints import checkpoints
 
 from ..conftest import toy_pairs, write_tsv
@@ -79,18 +78,6 @@ def miniature(folder: Path, data: dict) -> dict[str, str]:
             (folder / f"IWSLT14.TED.{name}.de-en.{language}.xml").write_text(text, encoding="utf-8")
     tests = ",".join(str(folder / f"IWSLT14.TED.{name}.de-en") for name in ("dev2010", "tst2010"))
     return {"train": str(folder / "train.tags.de-en"), "test": tests}
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """`dynaconv` in this process: what it printed."""
-    monkeypatch.setenv("DYNACONV_CACHE", str(tmp_path / "cache"))
-
-    def run(*arguments: object) -> str:
-        main(list(map(str, arguments)))
-        return capsys.readouterr().out
-
-    return run
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -24,6 +24,13 @@ def read_config(path: Path) -> Any:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
 
 
+def reader(config: Any) -> Any:
+    """The `from_pretrained` of the model that a configuration is of: causal or encoder-decoder, grafted or not."""
+    if getattr(config, "dynaconv", None) is not None:
+        return from_pretrained
+    return (AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM).from_pretrained
+
+
 def load_model(path: Path, device: str | None) -> tuple[Any, Any]:
     """A causal language model or an encoder-decoder, grafted or not, to use, and the tokenizer of what it reads.
 
@@ -35,9 +42,7 @@ def load_model(path: Path, device: str | None) -> tuple[Any, Any]:
         FileNotFoundError: there is no model.
         ValueError: a damaged file.
     """
-    config = read_config(path)
-    load: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    read = load.from_pretrained if getattr(config, "dynaconv", None) is None else from_pretrained
+    read = reader(read_config(path))
     with loading(path) as usual:
         model = read(path, trust_remote_code=False).eval().to(device or usual)
         return model, load_tokenizers(path, ("source", "target"))["source"]

@@ -62,6 +62,14 @@ class TokenLoss:
         return loss / ((labels != NO_LABEL).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
+def decaying(model: nn.Module) -> set[str]:
+    """Names of the matrices of a model, but for filters of short convolutions and what makes them."""
+    convolutions = [module for module in model.modules() if isinstance(module, CONVOLUTIONS)]
+    kept = {id(parameter) for module in convolutions for parameter in module.parameters()}
+    named = model.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in named if parameter.dim() > 1 and id(parameter) not in kept}
+
+
 def summed_loss(model: Any, batch: dict[str, Any], labels: Tensor) -> Tensor:
     """Sum of the cross-entropy (nats) of labels [B, T] aligned with the logits, -100 for none.
 
@@ -178,12 +186,9 @@ class TokenTrainer(Trainer):
         return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Matrices that transformers lets decay, but for filters of short convolutions and what makes them."""
-        convolutions = [module for module in model.modules() if isinstance(module, CONVOLUTIONS)]
-        kept = {id(parameter) for module in convolutions for parameter in module.parameters()}
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        names = super().get_decay_parameter_names(model)
-        return [name for name in names if parameters[name].dim() > 1 and id(parameters[name]) not in kept]
+        """Those that transformers lets decay, of :func:`decaying`."""
+        chosen = decaying(model)
+        return [name for name in super().get_decay_parameter_names(model) if name in chosen]
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import dynaconv
-from dynaconv.cli import main
 from dynaconv.tasks.language_modelling.network import build, check_causal
 from dynaconv.tasks.language_modelling.recipe import GraftConfig, ModelConfig
 from dynaconv.training.checkpoints import checkpoints
@@ -36,18 +35,6 @@ LIGHTCONV = {
         "tie_word_embeddings": True,
     },
 }
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """`dynaconv` in this process: what it printed."""
-    monkeypatch.setenv("DYNACONV_CACHE", str(tmp_path / "cache"))
-
-    def run(*arguments: object) -> str:
-        main(list(map(str, arguments)))
-        return capsys.readouterr().out
-
-    return run
 
 
 def evaluations(run):

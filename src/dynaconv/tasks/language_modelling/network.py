@@ -7,10 +7,9 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ... import models as _register  # noqa: F401 (makes the Auto classes know our models)
 from ...grafting.graft import graft
-from ...grafting.loading import from_pretrained
 from ...training.checkpoints import loading
+from ...training.loading import reader
 from .recipe import ModelConfig
 
 
@@ -22,10 +21,9 @@ def build(model: ModelConfig, config: Any) -> PreTrainedModel:
     """
     if model.folder is not None:
         folder = Path(model.folder)
-        load: Any = from_pretrained if getattr(config, "dynaconv", None) else AutoModelForCausalLM.from_pretrained
         with loading(folder):
             options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": False}
-            network, info = load(folder, config=config, output_loading_info=True, **options)
+            network, info = reader(config)(folder, config=config, output_loading_info=True, **options)
         if missing := [*sorted(info["missing_keys"]), *map(str, info.get("mismatched_keys", ()))]:
             raise ValueError(f"the model in {folder} lacks {len(missing)} weights, such as {missing[0]}")
     else:

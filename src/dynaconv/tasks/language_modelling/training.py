@@ -106,13 +106,12 @@ def _without_data(recipe: Recipe, config: Any) -> PreTrainedModel:
 
 
 def _flops(recipe: Recipe, config: Any, corpus: Corpus, parameters: int) -> float | None:
-    """For each label, forward and backward; None for large models of others, whose products would have to be made."""
+    """For each label of a row, both ways; None for large models of others, whose products would have to be made."""
     ours = config.model_type == "dynaconv"
     if not ours and parameters > LARGE:
         return None
-    batches = _batches(recipe, corpus, config.get_text_config().vocab_size)
-    row = batches.usual
-    row = row if ours else {name: tensor[:1, :128] for name, tensor in row.items()}
+    row = CausalCollator()([{COLUMN: corpus.train[0][COLUMN]}])
+    row = row if ours else {name: tensor[:, :128] for name, tensor in row.items()}
     labels = int((row["labels"] != NO_LABEL).sum())
     return estimate(_without_data(recipe, deepcopy(config)), row, None).flops / labels
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...data.batching import NO_LABEL
 from ...models import DynaConvConfig, DynaConvForCausalLM
+from ...training.trainer import decaying
 from . import generators
 
 
@@ -136,9 +137,10 @@ def _network(experiment: Experiment, convolutions: str, vocab_size: int) -> Dyna
 
 
 def _groups(model: DynaConvForCausalLM, weight_decay: float) -> list[dict[str, Any]]:
-    decaying = [p for name, p in model.named_parameters() if p.dim() > 1 and "conv" not in name]
-    others = [p for name, p in model.named_parameters() if p.dim() < 2 or "conv" in name]
-    return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    chosen = decaying(model)
+    matrices = [p for name, p in model.named_parameters() if name in chosen]
+    others = [p for name, p in model.named_parameters() if name not in chosen]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def _loss(model: DynaConvForCausalLM, inputs: Tensor, labels: Tensor) -> Tensor:
