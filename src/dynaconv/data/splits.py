@@ -1,11 +1,14 @@
 """Splits of which no row nearly repeats one of another, in any column."""
 
+import logging
 import random
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .text import Text, count_rows, take
+
+logger = logging.getLogger("dynaconv")
 
 _EDGES = re.compile(r"^[\W_]+|[\W_]+$")
 
@@ -80,6 +83,53 @@ def hold_out(groups: Sequence[int], sizes: Sequence[int], seed: int) -> tuple[li
     held_out = [[next(chosen) for _ in range(size)] for size in sizes]
     taken = set(drawn)
     return held_out, [i for i, group in enumerate(groups) if group not in taken]
+
+
+def split_text(
+    train: Text, given: Mapping[str, Text], sizes: Mapping[str, int], *, unit: str, near_duplicates: bool, seed: int
+) -> dict[str, Text]:
+    """Training text, held-out text that is given, and held-out text that is drawn from the training text.
+
+    Groups of near-duplicates are drawn at random, one member of each is held out, and the others are dropped; training
+    rows that nearly repeat given ones are dropped too. What is dropped is logged.
+
+    Args:
+        train: to train on, and to draw from.
+        given: {name: held-out text}.
+        sizes: {name: rows to draw}.
+        unit: what rows are, such as "pairs".
+        near_duplicates: keep rows that nearly repeat held-out ones, and draw single rows.
+        seed: of the choice.
+
+    Returns:
+        {"train", names of `given` and of `sizes`}.
+
+    Raises:
+        ValueError: nothing is left to train on, or a size that is not positive or too large.
+    """
+    if given and not near_duplicates:
+        total, train = count_rows(train), without_near_duplicates(train, list(given.values()))
+        left = count_rows(train)
+        logger.info("dropped %s training %s that nearly repeat given held-out ones", f"{total - left:,}", unit)
+        if not left:
+            raise ValueError(
+                f"all {total:,} training {unit} nearly repeat data.valid or data.test: give other text, or set "
+                "data.near_duplicates"
+            )
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"data.{name}_size must be at least 1, got {size}; or give data.{name}")
+    groups = list(range(count_rows(train))) if near_duplicates or not sizes else near_duplicate_groups(train)
+    drawn, rest = hold_out(groups, list(sizes.values()), seed)
+    if sizes:
+        held_out = sum(sizes.values())
+        repeated = len(groups) - len(rest) - held_out
+        logger.info("held out %s %s; dropped their %s near-duplicates", f"{held_out:,}", unit, f"{repeated:,}")
+    return {
+        "train": take(train, rest),
+        **given,
+        **{name: take(train, rows) for name, rows in zip(sizes, drawn, strict=True)},
+    }
 
 
 def _is_marked_word(word: str) -> bool:

@@ -162,9 +162,14 @@ def _train(lines: list[str], config: TokenizerConfig) -> PreTrainedTokenizerFast
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[(SPECIAL_TOKENS["eos_token"], EOS)]
     )
+    return as_pretrained(tokenizer, padding_side="right")
+
+
+def as_pretrained(tokenizer: Tokenizer, padding_side: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of Hugging Face's with our special tokens; text that looks like one of them is text."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        padding_side="right",
+        padding_side=padding_side,
         clean_up_tokenization_spaces=False,
         split_special_tokens=True,
         model_input_names=["input_ids", "attention_mask"],

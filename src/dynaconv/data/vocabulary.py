@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from .text import BOS, SPECIAL_TOKENS
+from .tokenizer import as_pretrained
 
 Kind = Literal["bytes", "words"]
 
@@ -48,11 +49,4 @@ def learn_vocabulary(lines: Sequence[str], kind: Kind, size: int) -> PreTrainedT
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[(SPECIAL_TOKENS["bos_token"], BOS)]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        padding_side="left",  # for generate()
-        clean_up_tokenization_spaces=False,
-        split_special_tokens=True,
-        model_input_names=["input_ids", "attention_mask"],
-        **SPECIAL_TOKENS,
-    )
+    return as_pretrained(tokenizer, padding_side="left")  # for generate()

@@ -11,7 +11,7 @@ from ..data import store
 from ..data.arrays import TokenArrays, write_tokens
 from ..data.moses import cut_words
 from ..data.sources import SOURCES, Columns
-from ..data.splits import hold_out, near_duplicate_groups, without_near_duplicates
+from ..data.splits import split_text
 from ..data.text import Text, count_rows, normalize, take
 from ..data.tokenizer import (
     TokenizerConfig,
@@ -174,19 +174,8 @@ def load_pairs(config: PairConfig, cache: Path | None = None) -> dict[str, Text]
         if not count_rows(text):
             where = getattr(config, split) or f"of one training pair in {config.valid_every}"
             raise ValueError(f"data.{split} {where} has no lines")
-    if given and not config.near_duplicates:
-        train = _without_near_duplicates(train, list(given.values()))
     sizes = {split: getattr(config, f"{split}_size") for split in SPLITS[1:] if split not in given}
-    for split, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"data.{split}_size must be at least 1, got {size}; or give data.{split}")
-    groups = list(range(count_rows(train))) if config.near_duplicates or not sizes else near_duplicate_groups(train)
-    drawn, rest = hold_out(groups, list(sizes.values()), config.seed)
-    if sizes:
-        repeated = len(groups) - len(rest) - sum(sizes.values())
-        logger.info("held out %s pairs; dropped their %s near-duplicates", f"{sum(sizes.values()):,}", f"{repeated:,}")
-    held_out = given | {split: take(train, rows) for split, rows in zip(sizes, drawn, strict=True)}
-    return {"train": take(train, rest), "valid": held_out["valid"], "test": held_out["test"]}
+    return split_text(train, given, sizes, unit="pairs", near_duplicates=config.near_duplicates, seed=config.seed)
 
 
 def read_pairs(spec: str, config: PairConfig, cache: Path | None = None) -> Text:
@@ -240,19 +229,6 @@ def _clean(text: Text, config: PairConfig) -> Text:
             f"the corpus is empty after cleaning ({count_rows(text):,} pairs read; dropped: {summary}): give other text"
         )
     return {"source": list(kept), "target": list(kept.values())}
-
-
-def _without_near_duplicates(train: Text, held_out: list[Text]) -> Text:
-    kept = without_near_duplicates(train, held_out)
-    logger.info(
-        "dropped %s training pairs that nearly repeat given held-out ones", f"{count_rows(train) - count_rows(kept):,}"
-    )
-    if not count_rows(kept):
-        raise ValueError(
-            f"all {count_rows(train):,} training pairs nearly repeat data.valid or data.test: give other text, or set "
-            "data.near_duplicates"
-        )
-    return kept
 
 
 def _write(splits: dict[str, Text], data: PairConfig, config: TokenizerConfig, folder: Path) -> None:

@@ -14,7 +14,7 @@ from ...data import store
 from ...data.arrays import TokenArrays, write_tokens
 from ...data.documents import COLUMN, PackedRows
 from ...data.sources import SOURCES, Columns
-from ...data.splits import hold_out, near_duplicate_groups, without_near_duplicates
+from ...data.splits import split_text
 from ...data.text import Text
 from ...data.tokenizer import tokenize
 from ...data.vocabulary import learn_vocabulary
@@ -111,28 +111,18 @@ def load_documents(config: DataConfig, cache: Path | None = None) -> dict[str, l
     """
     given: dict[str, Text] = {}
     for split, spec in _given(config).items():
-        found = _read(spec, config, cache or store.cache_directory())
-        kept = [document for document in found if document.strip()]
+        read = _read(spec, config, cache or store.cache_directory())
+        kept = [document for document in read if document.strip()]
         kept = list(dict.fromkeys(kept)) if split == "train" else kept
         if not kept:
             raise ValueError(f"data.{split} {spec} has no text")
-        if len(kept) < len(found):
-            logger.info("%s: kept %s of %s documents", split, f"{len(kept):,}", f"{len(found):,}")
+        if len(kept) < len(read):
+            logger.info("%s: kept %s of %s documents", split, f"{len(kept):,}", f"{len(read):,}")
         given[split] = {TEXT: kept}
     train = given.pop("train")
-    if given and not config.near_duplicates:
-        before = len(train[TEXT])
-        train = without_near_duplicates(train, list(given.values()))
-        logger.info("dropped %s documents that nearly repeat given ones", f"{before - len(train[TEXT]):,}")
-    documents = train[TEXT]
     sizes = {split: getattr(config, f"{split}_size") for split in SPLITS[1:] if split not in given}
-    groups = list(range(len(documents))) if config.near_duplicates or not sizes else near_duplicate_groups(train)
-    drawn, rest = hold_out(groups, list(sizes.values()), config.seed)
-    held_out = {split: text[TEXT] for split, text in given.items()}
-    held_out |= {split: [documents[i] for i in rows] for split, rows in zip(sizes, drawn, strict=True)}
-    if not rest:
-        raise ValueError("no document is left to train on: give more text, or hold out less")
-    return {"train": [documents[i] for i in rest], **{split: held_out[split] for split in SPLITS[1:]}}
+    found = split_text(train, given, sizes, unit="documents", near_duplicates=config.near_duplicates, seed=config.seed)
+    return {split: text[TEXT] for split, text in found.items()}
 
 
 def _given(config: DataConfig) -> dict[str, str]:
