@@ -60,7 +60,7 @@ def draw(title: str, texts: Texts, path: Path) -> None:
     tokens = max(len(words) for words, _ in texts.values())
     columns, rows = len(places) * len(texts), len(layers)
     heights = [0.5 + 0.2 * tokens] * rows + [2.6]
-    figure = Figure(figsize=(1.2 + 1.7 * columns, sum(heights) + 1), layout="constrained")
+    figure = Figure(figsize=(max(5.0, 1.2 + 1.7 * columns), sum(heights) + 1), layout="constrained")
     grid = figure.add_gridspec(rows + 1, columns, height_ratios=heights)
     for t, (words, filters) in enumerate(texts.values()):
         by_place = {(one.layer, one.place): one for one in filters}
@@ -78,6 +78,7 @@ def draw(title: str, texts: Texts, path: Path) -> None:
         axes.set(title=f"taps of {place}", xlabel="tokens back", ylim=(0, 1))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=6)
+        axes.invert_xaxis()  # as in the heat maps
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
 
