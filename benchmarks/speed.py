@@ -1,8 +1,8 @@
 """Attention, LightConv and DynamicConv at the 2019 paper's sizes: decoding, training, and cost against length.
 
-Weights are random, and every translation has as many tokens as the longest reference of its batch, so that all networks
-do the same amount of work on real sentences, whose lengths come from the test set of a run. All that is compared runs
-in interleaved rounds; every number is the fastest.
+Weights are random, and every translation has as many tokens as its reference, so that all networks do the same amount
+of work on real sentences, whose lengths come from the test set of a run. All that is compared runs in interleaved
+rounds; every number is the fastest.
 
     python benchmarks/speed.py runs/demo --output benchmarks/results/speed_cpu
 """
@@ -21,6 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
+from transformers import StoppingCriteriaList
 
 from dynaconv.bench.decoding import fastest
 from dynaconv.bench.machine import describe
@@ -31,6 +32,7 @@ from dynaconv.data.tokenizer import load_tokenizers
 from dynaconv.models import LightConvConfig, LightConvForConditionalGeneration
 from dynaconv.models.lightconv.layers import EncoderLayer
 from dynaconv.seq2seq.corpus import SIDES
+from dynaconv.seq2seq.search import LengthLimits
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -48,10 +50,14 @@ def read_pairs(run: Path) -> list[dict[str, np.ndarray]]:
 
 
 def decode(model: Any, pairs: list[dict[str, np.ndarray]]) -> None:
-    """Beam search for a batch, as long as the longest reference."""
-    batch, length = Seq2SeqCollator()(pairs), max(len(pair["target"]) for pair in pairs)
+    """Beam search for a batch, each sentence as long as its reference."""
+    batch, lengths = Seq2SeqCollator()(pairs), torch.tensor([len(pair["target"]) for pair in pairs])
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    model.generate(**inputs, num_beams=BEAMS, min_new_tokens=length, max_new_tokens=length)
+    longest = int(lengths.max())
+    model.generate(
+        **inputs, num_beams=BEAMS, min_new_tokens=longest, max_new_tokens=longest,
+        stopping_criteria=StoppingCriteriaList([LengthLimits(lengths)]),
+    )  # fmt: skip
 
 
 def update(model: Any, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor]) -> None:
@@ -86,9 +92,9 @@ def speeds(preset: str, pairs: list[dict[str, np.ndarray]], rounds: int) -> list
         runs: dict[str, Callable[[], Any]] = {
             name: partial(decode, model.eval(), middle) for name, model in models.items()
         }
-        tokens = max(len(pair["target"]) for pair in middle)
+        tokens = np.mean([len(pair["target"]) for pair in middle])
         seconds = fastest(runs, rounds, 1)
-        label = f"beam {BEAMS}, batch {count}, {tokens} tokens: sentences/s"
+        label = f"beam {BEAMS}, batch {count}, {tokens:.0f} tokens: sentences/s"
         rows.append({"workload": label, "speed": {name: count / value for name, value in seconds.items()}})
     lengths = np.array([max(len(pair[side]) for side in SIDES) for pair in pairs])
     indices = list(TokenBatchSampler(lengths, 2000, shuffle=False))

@@ -22,7 +22,7 @@ from dynaconv.tasks import TASKS
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false")
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if WORKERS == 1:
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 else:  # more threads than cores take many times as long; the variable is for processes that tests start
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -134,13 +134,18 @@ def _check_repetitions(prefix: list[int], size: int) -> None:
         raise ValueError(f"a prefix has {size} tokens in a row twice, which no_repeat_ngram_size = {size} forbids")
 
 
-class _LengthLimits(StoppingCriteria):
-    """Ends the hypotheses of every sequence at its own limit: what a sequence gives must not depend on its batch."""
+class LengthLimits(StoppingCriteria):
+    """Ends the hypotheses of every sequence at its own limit: what a sequence gives must not depend on its batch.
+
+    Args:
+        limits: [B] int64, tokens with the end of sequence.
+    """
 
     def __init__(self, limits: torch.Tensor):
         self.limits = limits
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Whether each row is as long as it may be, [rows] bool."""
         limits = self.limits.repeat_interleave(len(input_ids) // len(self.limits))  # several beams a sequence
         return limits < input_ids.shape[1]  # the first token only starts the sequence
 
@@ -168,7 +173,7 @@ def _search_batch(
     tokenizers: dict[str, PreTrainedTokenizerBase], search: Search,
 ) -> list[list[Hypothesis]]:  # fmt: skip
     padded = tokenizers["source"].pad({"input_ids": batch}, return_tensors="pt").to(model.device)
-    stop = _LengthLimits(torch.tensor(limits, device=model.device))
+    stop = LengthLimits(torch.tensor(limits, device=model.device))
     output = model.generate(
         **{name: padded[name] for name in ("input_ids", "attention_mask")},
         num_beams=search.beams,
@@ -181,7 +186,6 @@ def _search_batch(
         logits_processor=LogitsProcessorList([_Prefixes(prefixes, model.device)] if any(prefixes) else []),
         stopping_criteria=StoppingCriteriaList([stop]),
         return_dict_in_generate=True,
-        output_scores=search.beams > 1,
         output_logits=search.beams == 1,
     )
     ended = (output.sequences[:, 1:] == model.config.eos_token_id).any(1)  # the first token, which starts, is it too

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +18,9 @@ from .stacks import LightConvPreTrainedModel, source_mask
 class BeamCache(EncoderDecoderCache):
     """A cache of several rows for each source, in succession: its keys and values are there once.
 
+    Sources whose search is over leave it, and the model computes nothing for them: `narrow` gives the rows that it
+    reads, `widen` puts what it returns back in place.
+
     Args:
         beams: rows of a source.
         self_attention_cache: of the decoder's own tokens.
@@ -25,10 +30,60 @@ class BeamCache(EncoderDecoderCache):
     def __init__(self, beams: int, self_attention_cache: Any, cross_attention_cache: Any):
         super().__init__(self_attention_cache, cross_attention_cache)
         self.beams = beams
+        self._sources: Tensor | None = None  # those that have not left; None: all
+        self._count = 0  # of all sources, where some have left
+
+    @property
+    def complete(self) -> bool:
+        """Whether no source has left."""
+        return self._sources is None
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Row i continues what was row `beam_idx[i]`, of the same source."""
-        self.self_attention_cache.reorder_cache(beam_idx)
+        """Row i continues what was row `beam_idx[i]`, of the same source; rows are those of all sources."""
+        rows = self.narrow(beam_idx)
+        if self._sources is not None:
+            moved = torch.arange(len(self._sources), device=rows.device) - self._sources
+            rows = rows + self.beams * moved.repeat_interleave(self.beams)
+        self._reorder(rows)
+
+    def finish(self, done: Tensor) -> None:
+        """Let go of sources, where `done`, [sources] bool, is True."""
+        sources = torch.arange(len(done), device=done.device) if self._sources is None else self._sources
+        kept = (~done[sources]).nonzero()[:, 0]
+        if len(kept) < len(sources):
+            self._sources, self._count = sources[kept], len(done)
+            self._keep(kept, (self.beams * kept[:, None] + torch.arange(self.beams, device=kept.device)).flatten())
+
+    def narrow(self, rows: Tensor) -> Tensor:
+        """Of a tensor with a row for every beam of every source, those of the sources that have not left."""
+        return rows if self._sources is None else rows.unflatten(0, (-1, self.beams))[self._sources].flatten(0, 1)
+
+    def widen(self, rows: Tensor) -> Tensor:
+        """What `narrow` took apart; rows that are missing are 0."""
+        if self._sources is None:
+            return rows
+        every = rows.new_zeros(self._count, self.beams, *rows.shape[1:])
+        every[self._sources] = rows.unflatten(0, (-1, self.beams))
+        return every.flatten(0, 1)
+
+    def _reorder(self, rows: Any) -> None:
+        self.self_attention_cache.reorder_cache(rows)
+
+    def _keep(self, sources: Tensor, rows: Tensor) -> None:
+        self.cross_attention_cache.batch_select_indices(sources)
+        self.self_attention_cache.batch_select_indices(rows)
+
+
+@dataclass
+class _BeamSearch:
+    """A beam search that is going on: its cache, where sources can leave it, and the scores of what it has found."""
+
+    cache: BeamCache | None
+    scores: Tensor | None = None
+
+
+# transformers updates the finished beams of a search without saying of which one; several threads may search at once.
+_SEARCH: ContextVar[_BeamSearch] = ContextVar("_SEARCH")
 
 
 class Seq2SeqGenerationMixin(GenerationMixin):
@@ -36,7 +91,7 @@ class Seq2SeqGenerationMixin(GenerationMixin):
 
     config: Any
 
-    def new_cache(self, beams: int = 1) -> EncoderDecoderCache:
+    def new_cache(self, beams: int = 1) -> BeamCache:
         """An empty cache for decoding; so many rows in succession are of the same source."""
         raise NotImplementedError
 
@@ -63,6 +118,8 @@ class Seq2SeqGenerationMixin(GenerationMixin):
             return
         given = [model_kwargs.pop(name, None) for name in CACHE_NAMES]
         if (cache := one_cache(*given)) is not None:
+            if isinstance(cache, BeamCache) and not cache.complete:
+                raise ValueError(f"{CACHE} is of a beam search that is over, and sources have left it: begin anew")
             model_kwargs[CACHE] = cache
             return
         if generation_config.cache_implementation not in (None, "dynamic"):
@@ -73,10 +130,45 @@ class Seq2SeqGenerationMixin(GenerationMixin):
         rows = (generation_config.num_beams, generation_config.num_return_sequences)
         model_kwargs[CACHE] = self.new_cache(max(count or 1 for count in rows))
 
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Arguments of the next call: of rows whose search goes on."""
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        if isinstance(cache := inputs.get(CACHE), BeamCache):
+            for name in ("decoder_input_ids", "decoder_attention_mask", "attention_mask"):
+                if inputs.get(name) is not None:
+                    inputs[name] = cache.narrow(inputs[name])
+        return inputs
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        if isinstance(cache := getattr(outputs, CACHE, None), BeamCache):
+            outputs.logits = cache.widen(outputs.logits)
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+
+    # pyrefly: ignore [bad-override]  (passed on by name)
+    def _beam_search(self, *args: Any, generation_config: Any, **model_kwargs: Any) -> Any:
+        cache = model_kwargs.get(CACHE)
+        # A cache of the caller may be of another kind; what layers return is returned row by row.
+        leaves = isinstance(cache, BeamCache) and cache.beams == generation_config.num_beams
+        whole = generation_config.output_hidden_states or generation_config.output_attentions
+        search = _BeamSearch(cache if leaves and not whole else None)
+        token = _SEARCH.set(search)
+        try:
+            parent: Any = super()._beam_search
+            found = parent(*args, generation_config=generation_config, **model_kwargs)
+        finally:
+            _SEARCH.reset(token)
+        # transformers gives the scores of sequences only beside those of the whole vocabulary at each step.
+        if isinstance(found, dict) and search.scores is not None:
+            found["sequences_scores"] = search.scores[:, : generation_config.num_return_sequences].flatten()
+        return found
+
     # pyrefly: ignore [bad-override]  (passed on by name)
     def _update_finished_beams(
         self,
         *,
+        is_early_stop_heuristic_unsatisfied: Tensor,
         is_sent_finished: Tensor,
         next_token_hits_stopping_criteria: Tensor,
         top_num_beam_mask: Tensor,
@@ -84,14 +176,16 @@ class Seq2SeqGenerationMixin(GenerationMixin):
         early_stopping: bool | str,
         **kwargs: Any,
     ) -> tuple[Tensor, ...]:
+        hits = next_token_hits_stopping_criteria
         # With early stopping the result is the first hypotheses that end, as in fairseq: a better one that ends in the
         # same step as the last of them takes the place of none.
         if early_stopping is True:
-            ended = next_token_hits_stopping_criteria & top_num_beam_mask
+            ended = hits & top_num_beam_mask
             room = num_beams - is_sent_finished.sum(-1, keepdim=True)
             next_token_hits_stopping_criteria = ended & (ended.cumsum(-1) <= room)
         update: Any = super()._update_finished_beams
-        return update(
+        sequences, scores, indices, finished = update(
+            is_early_stop_heuristic_unsatisfied=is_early_stop_heuristic_unsatisfied,
             is_sent_finished=is_sent_finished,
             next_token_hits_stopping_criteria=next_token_hits_stopping_criteria,
             top_num_beam_mask=top_num_beam_mask,
@@ -99,6 +193,15 @@ class Seq2SeqGenerationMixin(GenerationMixin):
             early_stopping=early_stopping,
             **kwargs,
         )
+        search = _SEARCH.get()
+        search.scores = scores
+        if search.cache is not None:
+            # No better hypothesis is possible, none is wanted, or none can be continued.
+            done = ~is_early_stop_heuristic_unsatisfied[:, 0] | hits.all(1)
+            if early_stopping is True:
+                done |= finished.all(1)
+            search.cache.finish(done)
+        return sequences, scores, indices, finished
 
 
 class LightConvEnsemble(LightConvPreTrainedModel, Seq2SeqGenerationMixin):
@@ -125,9 +228,10 @@ class LightConvEnsemble(LightConvPreTrainedModel, Seq2SeqGenerationMixin):
         """The encoders, as one."""
         return self.encoders
 
-    def new_cache(self, beams: int = 1) -> EncoderDecoderCache:
+    def new_cache(self, beams: int = 1) -> BeamCache:
         """Empty caches of all members."""
-        return _Caches([member.new_cache(beams) for member in self._members()])
+        members = [member.new_cache(beams) for member in self._members()]
+        return _Caches(members)
 
     def forward(
         self,
@@ -177,14 +281,18 @@ class _Encoders(nn.Module):
         return BaseModelOutput(last_hidden_state=torch.cat([encoded.last_hidden_state for encoded in found], dim=-1))
 
 
-class _Caches(EncoderDecoderCache):
+class _Caches(BeamCache):
     """The caches of some models, which follow the beams together."""
 
-    def __init__(self, members: Sequence[EncoderDecoderCache]):
-        super().__init__(members[0].self_attention_cache, members[0].cross_attention_cache)
+    def __init__(self, members: Sequence[BeamCache]):
+        beams = min(member.beams for member in members)
+        super().__init__(beams, members[0].self_attention_cache, members[0].cross_attention_cache)
         self.members = members
 
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Row i continues what was row `beam_idx[i]`, in every cache."""
+    def _reorder(self, rows: Any) -> None:
         for member in self.members:
-            member.reorder_cache(beam_idx)
+            member._reorder(rows)
+
+    def _keep(self, sources: Tensor, rows: Tensor) -> None:
+        for member in self.members:
+            member._keep(sources, rows)

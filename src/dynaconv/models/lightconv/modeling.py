@@ -158,7 +158,7 @@ class LightConvForConditionalGeneration(LightConvPreTrainedModel, Seq2SeqGenerat
         """The encoder."""
         return self.model.encoder
 
-    def new_cache(self, beams: int = 1) -> EncoderDecoderCache:
+    def new_cache(self, beams: int = 1) -> BeamCache:
         """An empty cache for decoding; so many rows in succession are of the same source."""
         return _cache(self.config, beams)
 
@@ -238,7 +238,6 @@ def _attention(config: LightConvConfig) -> list[bool]:
     return [config.decoder_mixer == "attention"] * config.decoder_layers
 
 
-def _cache(config: LightConvConfig, beams: int = 1) -> EncoderDecoderCache:
-    parts = decoder_cache(_attention(config)), DynamicCache()
-    shared = beams > 1 and config._attn_implementation != "eager"  # which returns the probabilities of every row
-    return BeamCache(beams, *parts) if shared else EncoderDecoderCache(*parts)
+def _cache(config: LightConvConfig, beams: int = 1) -> BeamCache:
+    shared = config._attn_implementation != "eager"  # which returns the probabilities of every row
+    return BeamCache(beams if shared else 1, decoder_cache(_attention(config)), DynamicCache())
