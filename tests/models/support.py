@@ -14,7 +14,7 @@ TINY = {
 MODELS = {
     "attention": {}, "all linear": {"placement": "all_linear", "conv": "headwise", "qk_norm": True},
     "experts": {"ffn": "moe", "placement": "kv"}, "static": {"conv": "static"},
-    "mamba2": {"mixer": "mamba2", "placement": "mixer"},
+    "canon": {"placement": "ABCD"}, "mamba2": {"mixer": "mamba2", "placement": "mixer"},
     "gated_deltanet": {"mixer": "gated_deltanet", "placement": "mixer", "conv": "headwise"},
     "mixed": {"mixer": ["gated_deltanet", "attention", "mamba2"], "num_hidden_layers": 3, "placement": "all_linear"},
 }  # fmt: skip

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from dynaconv.nn import Stream, StreamStates
+from dynaconv.nn import ShortConv, Stream, StreamStates
 
 from ..conftest import enable_checkpointing
 from .support import MODELS, assert_close, differs, in_chunks, llama_of, make, tokens
@@ -14,6 +14,28 @@ from .support import MODELS, assert_close, differs, in_chunks, llama_of, make, t
 def test_without_convolutions_it_is_llama():
     model = make("attention", conv="none")
     assert_close(model(tokens()).logits, llama_of(model)(tokens()).logits)
+
+
+@pytest.mark.parametrize(
+    ("placement", "convolved"),
+    [("A", {"mixer_input"}), ("B", {"q", "k", "v"}), ("C", {"ffn_input"}), ("D", {"gate", "up"}), ("qv", {"q", "v"})],
+)
+@torch.no_grad()
+def test_where_convolutions_are(placement, convolved):
+    """One at each place, of what is there: with the current tap alone it doubles it, for which weights can stand."""
+    model = make("attention", placement=placement, conv="static")
+    places = {name for layer in model.model.layers for name, m in layer.named_modules() if isinstance(m, ShortConv)}
+    assert {name.rsplit(".", 1)[-1] for name in places} == convolved
+    plain = make("attention", conv="none")
+    plain.load_state_dict(model.state_dict(), strict=False)
+    for layer, other in zip(model.model.layers, plain.model.layers, strict=True):
+        for conv in (m for m in layer.modules() if isinstance(m, ShortConv)):
+            conv.static.zero_()[..., -1] = 1
+        doubled = {"A": [other.mixer_norm], "C": [other.ffn_norm], "D": [other.ffn.gate_proj, other.ffn.up_proj]}
+        projections = [getattr(other.mixer, f"{name}_proj") for name in convolved if len(name) == 1]
+        for module in doubled.get(placement, projections):
+            module.weight.mul_(2)
+    assert_close(model(tokens()).logits, plain(tokens()).logits)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -158,6 +158,7 @@ def test_published_parameter_counts(options, millions):
 VARIANTS = [
     {"conv": "none"}, {"conv": "static"}, {"conv": "headwise"}, {"conv": "lowrank"}, {"placement": "all_linear"},
     {"mixer": "mamba2", "placement": "mixer"}, {"mixer": "gated_deltanet", "placement": "mixer", "conv": "headwise"},
+    {"placement": "ACD"},
 ]  # fmt: skip
 
 
@@ -205,8 +206,10 @@ def test_compute_matched_baseline(preset, options):
     ({"ffn": "big"}, "ffn must be one of dense, moe; got 'big'"),
     ({"mixer": "mamba"}, "mixer must be of attention, mamba2, gated_deltanet; got mamba"),
     ({"mixer": ["attention"]}, "one for each of the 2 layers; got 1"),
-    ({"placement": "x"}, 'placement must be letters of "qkv", each once, or "mixer" or "all_linear"; got \'x\''),
+    ({"placement": "x"}, 'placement must be letters of "qkv" or "ABCD", each once, or "mixer" or "all_linear"; got \'x\''),
     ({"placement": "mixer"}, "placement='mixer' names nothing: it is for layers with gated_deltanet or mamba2; got attention, for which there is qkv"),
+    ({"placement": "BD", "mixer": "mamba2", "ffn": "moe"}, "placement='BD' names nothing: B is for layers with attention, D for ffn='dense'"),
+    ({"placement": "Aq"}, 'placement must be letters of "qkv" or "ABCD", each once'),
     ({"mixer": "mamba2"}, "placement='qkv' names nothing: it is for layers with attention; got mamba2, for which there is mixer"),
     ({"num_key_value_heads": 3}, "num_attention_heads must be divisible by num_key_value_heads"),
     ({"mixer": "gated_deltanet", "placement": "mixer", "delta_head_dim": 16}, "3 hidden_size must be divisible by 4 delta_head_dim"),

@@ -79,7 +79,7 @@ def test_parallel_plans_name_what_there_is(name):
     assert {key.rsplit(".", 1)[-1] for key in whole} >= {
         f"{n}_proj" for n in model.config.conv_letters.replace("o", "")
     }
-    if model.config.placement == "all_linear":
+    if model.config.placement in ("all_linear", "ABCD"):
         assert not {"colwise", "rowwise"} & set(tied.values())
 
 

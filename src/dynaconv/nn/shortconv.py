@@ -20,12 +20,14 @@ Padding = Literal["causal", "same"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 
-def check_placement(placement: Any, others: Collection[str]) -> None:
-    """Raise ValueError unless a placement of convolutions is letters of "qkv", each once, or one of the other names."""
-    letters = isinstance(placement, str) and len(set(placement) & set("qkv")) == len(placement) > 0
+def check_placement(placement: Any, others: Collection[str], alphabets: Collection[str] = ("qkv",)) -> None:
+    """Raise ValueError unless a placement of convolutions is letters of one alphabet, each once, or another name."""
+    letters = isinstance(placement, str) and any(
+        len(set(placement) & set(alphabet)) == len(placement) > 0 for alphabet in alphabets
+    )
     if placement not in others and not letters:
-        names = " or ".join(f'"{name}"' for name in others)
-        raise ValueError(f'placement must be letters of "qkv", each once, or {names}; got {placement!r}')
+        of, names = (" or ".join(f'"{word}"' for word in words) for words in (alphabets, others))
+        raise ValueError(f"placement must be letters of {of}, each once, or {names}; got {placement!r}")
 
 
 class _ShortConvolution(nn.Module):

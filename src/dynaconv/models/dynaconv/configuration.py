@@ -12,6 +12,7 @@ from ..presets import Presets
 
 MIXERS = ("attention", "mamba2", "gated_deltanet")
 FFNS = ("dense", "moe")
+CANON = "ABCD"  # positions of Canon layers (Allen-Zhu, "Physics of Language Models: Part 4.1", 2025)
 _POSITIVE = (
     "hidden_size",
     "intermediate_size",
@@ -70,7 +71,9 @@ class DynaConvConfig(Presets, PreTrainedConfig):
         conv: filters of the short convolutions: "none", "static", or dynamic, "headwise" or "lowrank".
         placement: where they are. Any of the letters "qkv": after these projections of attention. "mixer": in the place
             of the static convolution of Mamba-2 and Gated DeltaNet. "all_linear": both of these, after the output
-            projection of attention, and after every projection of dense feed-forward layers. With letters, Mamba-2 and
+            projection of attention, and after every projection of dense feed-forward layers. Any of the letters "ABCD":
+            the positions of Canon layers, A of what the mixer reads, B after q, k and v, C of what the feed-forward
+            layer reads, D after the gate and the other half of a dense feed-forward layer. With letters, Mamba-2 and
             Gated DeltaNet keep their static convolution; with the other two and conv="none" they have none.
         conv_width: W, taps.
         conv_rank: R, for conv="lowrank".
@@ -198,7 +201,7 @@ class DynaConvConfig(Presets, PreTrainedConfig):
             experts = {"experts.gate_up_proj": "packed_colwise", "experts.down_proj": "rowwise"}
             return plan | _ffn_plan({**experts, "experts": "moe_tp_experts"})
         inner, outer = "colwise", "rowwise"
-        if self.conv != "none" and self.placement == "all_linear":
+        if self.convolves("all_linear", "D"):
             inner, outer = "colwise_gather_output", "rowwise_split_input"
         return plan | _ffn_plan({"gate_proj": inner, "up_proj": inner, "down_proj": outer})
 
@@ -223,7 +226,14 @@ class DynaConvConfig(Presets, PreTrainedConfig):
         """The projections of attention with a convolution, of q, k, v and o."""
         if self.conv == "none" or self.placement == "mixer":
             return ""
+        if set(self.placement) <= set(CANON):
+            return "qkv" if self.convolves("B") else ""
         return "qkvo" if self.placement == "all_linear" else self.placement
+
+    def convolves(self, *places: str) -> bool:
+        """Whether there are convolutions at one of some places: "all_linear", or positions of Canon layers."""
+        canon = self.placement if set(self.placement) <= set(CANON) else ""
+        return self.conv != "none" and any(place == self.placement or place in canon for place in places)
 
     @property
     def mixer_conv(self) -> str:
@@ -232,8 +242,15 @@ class DynaConvConfig(Presets, PreTrainedConfig):
 
     def _check_placement(self) -> None:
         named = self.placement in ("mixer", "all_linear")
-        check_placement(self.placement, ("mixer", "all_linear"))
+        check_placement(self.placement, ("mixer", "all_linear"), ("qkv", CANON))
         if self.conv in ("none", "static"):
+            return
+        if set(self.placement) <= set(CANON):
+            somewhere = self.convolves("A", "C") or (self.convolves("B") and "attention" in self.mixers)
+            if not somewhere and not (self.convolves("D") and self.ffn == "dense"):
+                raise ValueError(
+                    f"placement={self.placement!r} names nothing: B is for layers with attention, D for ffn='dense'"
+                )
             return
         needed = {"attention"} if not named else {"mamba2", "gated_deltanet"} if self.placement == "mixer" else MIXERS
         if self.num_hidden_layers and not set(needed) & set(self.mixers):

@@ -80,9 +80,9 @@ class FeedForward(nn.Module):
         self.gate_proj = nn.Linear(dim, hidden, bias=False)
         self.up_proj = nn.Linear(dim, hidden, bias=False)
         self.down_proj = nn.Linear(hidden, dim, bias=False)
-        everywhere = config.placement == "all_linear"
-        self.hidden_convs = short_convs(config, {"gate": hidden, "up": hidden} if everywhere else {})
-        self.down_convs = short_convs(config, {"down": dim} if everywhere else {}, hidden)
+        inner = {"gate": hidden, "up": hidden} if config.convolves("all_linear", "D") else {}
+        self.hidden_convs = short_convs(config, inner)
+        self.down_convs = short_convs(config, {"down": dim} if config.convolves("all_linear") else {}, hidden)
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
         """[B, T, C] to [B, T, C]."""
@@ -98,9 +98,12 @@ class DynaConvLayer(GradientCheckpointingLayer):
     def __init__(self, config: DynaConvConfig, layer_idx: int):
         super().__init__()
         self.layer_idx = layer_idx
-        self.mixer_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        dim = config.hidden_size
+        self.mixer_norm = nn.RMSNorm(dim, config.rms_norm_eps)
+        self.mixer_convs = short_convs(config, {"mixer_input": dim} if config.convolves("A") else {})
         self.mixer = make_mixer(config, layer_idx)
-        self.ffn_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.ffn_norm = nn.RMSNorm(dim, config.rms_norm_eps)
+        self.ffn_convs = short_convs(config, {"ffn_input": dim} if config.convolves("C") else {})
         self.ffn = OlmoeSparseMoeBlock(config) if config.ffn == "moe" else FeedForward(config)
 
     def forward(self, hidden_states: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, **kwargs: Any) -> Tensor:
@@ -112,6 +115,7 @@ class DynaConvLayer(GradientCheckpointingLayer):
         states: Any = None if cache is None else cache.layers[self.layer_idx]
         stream = Stream(mask, cu_seqlens, states if isinstance(states, ConvolvedLayer) else None)
         x = self.mixer_norm(hidden_states)
+        (x,) = convolve(self.mixer_convs, {"mixer_input": x}, x, stream)
         if isinstance(self.mixer, Attention):
             x, _ = self.mixer(x, stream, cache=cache, **kwargs)
         else:
@@ -120,6 +124,7 @@ class DynaConvLayer(GradientCheckpointingLayer):
             states.seen += hidden_states.shape[1]
         hidden_states = hidden_states + x
         x = self.ffn_norm(hidden_states)
+        (x,) = convolve(self.ffn_convs, {"ffn_input": x}, x, stream)
         return hidden_states + (self.ffn(x, stream) if isinstance(self.ffn, FeedForward) else self.ffn(x))
 
 
