@@ -1,4 +1,4 @@
-"""Training language models: networks of ours and of transformers, packed or not, resumed, on two processes, diverging."""
+"""Training language models: networks of ours and of transformers, packed or not, resumed, diverging."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from dynaconv.tasks.language_modelling.network import build, check_causal
 from dynaconv.tasks.language_modelling.recipe import GraftConfig, ModelConfig
 from dynaconv.training.checkpoints import checkpoints
 
-from ...conftest import run_on_two_processes, start_cli
+from ...conftest import start_cli
 from .support import write_recipe
 
 LLAMA = {
@@ -187,21 +187,6 @@ def test_a_run_that_diverges_says_when_and_keeps_its_checkpoints(command, tmp_pa
     for checkpoint in checkpoints(tmp_path / "run"):
         assert all(tensor.isfinite().all() for tensor in load_file(checkpoint / "model.safetensors").values())
     assert json.loads((tmp_path / "run" / "diverged.json").read_text())["step"] <= 60
-
-
-@pytest.mark.slow
-def test_two_processes_and_one(command, tmp_path, cache):
-    recipe = write_recipe(tmp_path, train={"max_steps": 20, "eval_steps": 20, "save_steps": 20, "log_steps": 1})
-    arguments = ("-m", "dynaconv", "train", recipe, "--output", tmp_path / "two")
-    run_on_two_processes(*arguments, environment={"DYNACONV_CACHE": str(tmp_path / "cache")})
-    command("train", recipe, "--output", tmp_path / "one", "--train.accumulation", "2")
-    logs = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "two")]
-    one, two = ([entry["loss"] for entry in log if "loss" in entry] for log in logs)
-    assert len(one) == 20
-    assert one == pytest.approx(two, rel=1e-5)
-    assert evaluations(tmp_path / "one")[0]["eval_loss"] == pytest.approx(
-        evaluations(tmp_path / "two")[0]["eval_loss"], rel=1e-5
-    )
 
 
 @pytest.mark.slow
