@@ -53,6 +53,7 @@ def test_every_combination_for_every_row(tmp_path):
     ("content", "message"),
     [
         ({"grids": {}}, "unknown key grids: did you mean grid"),
+        ({"rows": [{"set": {}, "papre": 1}]}, "unknown key rows.0.papre: did you mean paper"),
         ({"grid": {"model.config.conv": ["none", "none"]}}, "configurations twice: conv=none"),
         ({"grid": {"train.max_steps.x": [1]}}, "max_steps is no section"),
         ({"recipe": "absent.yaml"}, "no recipe"),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from annotated_types import Ge, Gt, Lt
@@ -177,8 +177,12 @@ def _unknown_keys(content: dict[str, Any], kind: Any, prefix: str = "") -> Itera
             close = get_close_matches(str(key), known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
             yield f"unknown key {prefix}{key}: {hint}"
-        elif dataclasses.is_dataclass(known[key]) and isinstance(value, dict):
-            yield from _unknown_keys(value, known[key], f"{prefix}{key}.")
+            continue
+        listed = get_origin(known[key]) is list and isinstance(value, list)
+        of = get_args(known[key])[0] if listed else known[key]
+        for number, part in enumerate(value if listed else [value]):
+            if dataclasses.is_dataclass(of) and isinstance(part, dict):
+                yield from _unknown_keys(part, of, f"{prefix}{key}.{number}." if listed else f"{prefix}{key}.")
 
 
 def _explain(error: Any) -> str:

@@ -26,6 +26,7 @@ from .run import DIVERGED, check_run
 
 _STEP = re.compile(rb"step +(\d+)  ")
 _SEED = "train.seed"
+_TAIL = 1 << 16  # bytes of a log that are read every second: hundreds of updates of its progress bar
 _LONGEST = 120  # characters of a name; those of files may have 255 bytes
 
 
@@ -235,7 +236,11 @@ def _log(run: Path) -> Path:
 
 
 def _step(run: Path) -> int:
-    found = _STEP.findall(_log(run).read_bytes()) if _log(run).exists() else []
+    if not _log(run).exists():
+        return 0
+    with _log(run).open("rb") as log:
+        log.seek(max(0, _log(run).stat().st_size - _TAIL))
+        found = _STEP.findall(log.read())
     return int(found[-1]) if found else 0
 
 
