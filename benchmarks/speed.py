@@ -130,16 +130,25 @@ def costs(preset: str, rounds: int, longest: int) -> list[dict[str, Any]]:
     return rows
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Time and memory against length, on logarithmic axes."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for ax, unit, title in zip(axes, ("ms", "MB"), ("time", "peak memory"), strict=True):
+def plot(speed: dict[str, list[dict[str, Any]]], rows: list[dict[str, Any]], path: Path) -> None:
+    """Speeds beside those of attention; time and memory against length, on logarithmic axes."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained", width_ratios=[1.2, 1, 1])
+    works = [(preset, row) for preset, group in speed.items() for row in group]
+    for shift, name in enumerate(MIXERS):
+        ratios = [row["speed"][name] / row["speed"]["attention"] for _, row in works]
+        axes[0].barh([i + 0.27 * (shift - 1) for i in range(len(works))], ratios, 0.25, label=name)
+    labels = [f"{preset.removeprefix('lightconv_')}\n{row['workload'].split(':')[0]}" for preset, row in works]
+    axes[0].set_yticks(range(len(works)), labels, fontsize=8)
+    axes[0].invert_yaxis()
+    axes[0].set(xlabel="speed / speed of attention", title="decoding and training")
+    axes[0].grid(alpha=0.3, axis="x")
+    for ax, unit, title in zip(axes[1:], ("ms", "MB"), ("time", "peak memory"), strict=True):
         for name in MIXERS:
             own = [row for row in rows if row["mixer"] == name]
             ax.loglog([row["length"] for row in own], [row[unit] for row in own], marker="o", label=name, base=2)
-        ax.set(xlabel="tokens", ylabel=unit, title=f"{title} of a layer, forward and backward")
+        ax.set(xlabel="tokens (forward and backward)", ylabel=unit, title=f"{title} of a layer")
         ax.grid(alpha=0.3)
-    axes[0].legend()
+    axes[1].legend()
     figure.savefig(path, dpi=150)
 
 
@@ -164,7 +173,7 @@ def main() -> None:
             ratios = [f"{speed[name] / speed['attention']:.2f}" for name in ("LightConv", "DynamicConv")]
             table.add_row(preset, row["workload"], *(f"{value:,.2f}" for value in speed.values()), *ratios)
     lengths = costs(options.presets[-1], options.rounds, options.longest)
-    plot(lengths, options.output.with_suffix(".png"))
+    plot(found, lengths, options.output.with_suffix(".png"))
     grown = Table("tokens", *(f"{name}, {unit}" for unit in ("ms", "MB") for name in MIXERS))
     for length in sorted({row["length"] for row in lengths}):
         own = [row for row in lengths if row["length"] == length]
