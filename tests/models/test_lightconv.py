@@ -244,6 +244,7 @@ MISTAKES = {
     "kernel of zero": ({"decoder_kernel_sizes": [0]}, "decoder_kernel_sizes must be at least 1"),
     "mixer": ({"mixer": "conv"}, "encoder_mixer must be one of lightweight, dynamic, attention; got 'conv'"),
     "sharing": ({"source_vocab_size": 9}, 'share_embeddings="all" needs one vocabulary; got source_vocab_size = 9'),
+    "dropout": ({"weight_dropout": 1}, "weight_dropout must be at least 0 and below 1; got 1"),
     "positions": ({"position_embedding": "rope"}, "position_embedding must be one of sinusoidal, learned; got 'rope'"),
 }  # fmt: skip
 

@@ -43,6 +43,13 @@ MISTAKES = {
         "model.mixer: input should be 'lightweight', 'dynamic' or 'attention'; got 'conv'",
     ),
     "too few": ("train: {average_last: -2}", "train.average_last: input should be greater than or equal to 1; got -2"),
+    "negative": ("train: {weight_decay: -1}", "train.weight_decay: input should be greater than or equal to 0; got -1"),
+    "absurd": ("train: {max_tokens: 1e30}", "train.max_tokens: "),
+    "infinite": ("train: {learning_rate: .inf}", "train.learning_rate: must be a finite number; got inf"),
+    "all is dropped": ("train: {label_smoothing: 1}", "train.label_smoothing: input should be less than 1; got 1"),
+    "a key twice": ("train: {seed: 1, seed: 2}", "the key seed is given twice"),
+    "a section twice": ("train: {seed: 1}\ntrain: {max_steps: 2}", "the key train is given twice"),
+    "aliases": ("data: &a {seed: 1}\ntrain: *a", "aliases (*) are not read"),
     "a list": ("[1, 2]", "must hold sections, such as data, model and train; got a list"),
     "not YAML": ("train: [", "is not valid YAML"),
 }

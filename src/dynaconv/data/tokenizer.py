@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge, Lt
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -22,7 +23,7 @@ Tokenizers = Mapping[str, PreTrainedTokenizerBase]
 class TokenizerConfig:
     """Byte-pair encoding."""
 
-    vocab_size: int = 8000
+    vocab_size: Annotated[int, Ge(1), Lt(2**31)] = 8000
     """Of each vocabulary, special tokens included."""
     joint: bool = True
     """One vocabulary for both languages."""

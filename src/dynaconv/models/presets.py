@@ -1,4 +1,4 @@
-"""Configurations by name."""
+"""Configurations: by name, and the numbers that all of them have."""
 
 from typing import Any, ClassVar
 
@@ -24,3 +24,10 @@ class Presets:
         if unknown:
             raise ValueError(f"{cls.__name__} has no {', '.join(sorted(unknown))}")
         return cls(**{**cls.presets[name], **overrides})
+
+
+def check_dropout(config: Any) -> None:
+    """Raise ValueError unless everything that is called dropout is at least 0 and below 1."""
+    for name, value in vars(config).items():
+        if name.endswith("dropout") and not 0 <= value < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1; got {value}")

@@ -21,7 +21,7 @@ from ..data.tokenizer import (
     tokenize,
     train_tokenizers,
 )
-from ..training.recipe import Count
+from ..training.recipe import Count, Positive, Seed
 
 logger = logging.getLogger("dynaconv")
 
@@ -44,19 +44,19 @@ class PairConfig:
     """The same for the validation set (debian: a tsv file); None: held out from the training text."""
     test: str | None = None
     """The same for the test set (debian: a tsv file); None: held out from the training text."""
-    source_column: int = 0
+    source_column: Count = 0
     """Of a tsv file, counted from 0."""
-    target_column: int = 1
+    target_column: Count = 1
     """Of a tsv file, counted from 0."""
-    valid_size: int = 1000
+    valid_size: Positive = 1000
     """Pairs, where they are held out."""
-    test_size: int = 1000
+    test_size: Positive = 1000
     """Pairs, where they are held out."""
     valid_every: Count = 0
     """Hold every so manieth training pair out for validation, as the paper's scripts do; 0: `valid_size` at random."""
     near_duplicates: bool = False
     """Keep training pairs that nearly repeat a held-out one; scores on the held-out text then measure memory too."""
-    seed: int = 1
+    seed: Seed = 1
     """Of the choice of held-out pairs."""
 
     def names(self) -> dict[str, str]:

@@ -17,6 +17,7 @@ from ..data.moses import cut_words, join_words
 from ..data.tokenizer import load_tokenizers, moses_language
 from ..models import LightConvEnsemble  # its package makes AutoModelForSeq2SeqLM know our models
 from ..training.checkpoints import WEIGHTS, checkpoints, loading
+from ..training.loading import load_network
 from ..training.recipe import task_of
 from .corpus import SIDES
 from .search import Hypothesis, Search, search_sorted
@@ -76,7 +77,7 @@ class SequenceGenerator:
             raise ValueError(f"the model in {path} was trained for {trained}, not for {cls.task}")
         with loading(path) as usual:
             # Without an answer transformers would ask on standard input, where the text to translate comes from.
-            model = AutoModelForSeq2SeqLM.from_pretrained(path, trust_remote_code=False).eval().to(device or usual)
+            model = load_network(AutoModelForSeq2SeqLM.from_pretrained, path).eval().to(device or usual)
             tokenizers = load_tokenizers(path, SIDES)
         return cls(model, **tokenizers)
 

@@ -52,7 +52,7 @@ class ModelConfig(_Fields):
 class TrainConfig(training.TrainConfig):
     """Optimisation: AdamW, loss averaged over target tokens."""
 
-    label_smoothing: float = 0.1
+    label_smoothing: training.Share = 0.1
     """Of the training loss; the validation loss has none."""
     eval_sentences: training.Count = 500
     """Validation sources for which targets are generated (greedily) and scored; 0: none."""

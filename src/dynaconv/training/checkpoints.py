@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 WEIGHTS = "model.safetensors"
+_LONGEST = 500  # characters of what a library says of a damaged file
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -27,8 +27,12 @@ def loading(path: Path) -> Iterator[torch.device]:
     """ValueError where what is loaded inside the block is damaged; gives the device to use, a GPU if there is one."""
     try:
         yield torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"the model in {path} cannot be loaded, a file of it may be damaged: {error}") from error
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a file that is not what it should be makes libraries raise anything
+        said = " ".join(f"{'' if isinstance(error, ValueError) else f'{type(error).__name__}: '}{error}".split())
+        shown = said if len(said) <= _LONGEST else f"{said[:_LONGEST]}..."
+        raise ValueError(f"the model in {path} cannot be loaded, a file of it may be damaged: {shown}") from error
 
 
 def step_of(checkpoint: Path) -> int:

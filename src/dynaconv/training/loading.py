@@ -31,6 +31,28 @@ def reader(config: Any) -> Any:
     return (AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM).from_pretrained
 
 
+def load_network(read: Any, path: Path, **options: Any) -> Any:
+    """A network that has the weights in a folder, all of them, and no others.
+
+    Args:
+        read: `from_pretrained` of its class; see :func:`reader`.
+        path: the folder.
+        **options: of `read`.
+
+    Raises:
+        ValueError: weights that are missing, not used, of other sizes than config.json says, infinite or NaN.
+    """
+    network, info = read(path, trust_remote_code=False, output_loading_info=True, **options)
+    faults = {"missing_keys": "are missing", "mismatched_keys": "have other sizes", "unexpected_keys": "are not in it"}
+    for kind, fault in faults.items():
+        if keys := sorted(map(str, info.get(kind, ()))):
+            raise ValueError(f"by config.json, {len(keys)} weights {fault}, such as {keys[0]}")
+    broken = [name for name, parameter in network.named_parameters() if not parameter.isfinite().all()]
+    if broken:
+        raise ValueError(f"{len(broken)} weights are infinite or NaN, such as {broken[0]}: its training has diverged")
+    return network
+
+
 def load_model(path: Path, device: str | None) -> tuple[Any, Any]:
     """A causal language model or an encoder-decoder, grafted or not, to use, and the tokenizer of what it reads.
 
@@ -44,7 +66,7 @@ def load_model(path: Path, device: str | None) -> tuple[Any, Any]:
     """
     read = reader(read_config(path))
     with loading(path) as usual:
-        model = read(path, trust_remote_code=False).eval().to(device or usual)
+        model = load_network(read, path).eval().to(device or usual)
         return model, load_tokenizers(path, ("source", "target"))["source"]
 
 

@@ -13,8 +13,11 @@ from annotated_types import Ge, Gt, Lt
 from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedConfig
 
-Positive = Annotated[int, Ge(1)]
-Count = Annotated[int, Ge(0)]
+Positive = Annotated[int, Ge(1), Lt(2**31)]
+Count = Annotated[int, Ge(0), Lt(2**31)]
+Seed = Annotated[int, Ge(0), Lt(2**32)]
+NotNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Lt(1)]
 R = TypeVar("R")
 
 
@@ -34,15 +37,15 @@ class TrainConfig:
     """After a linear warmup: lr * sqrt(warmup / step), or half a cosine down to min_learning_rate, or (warmup, stable,
     decay) the same rate until it falls to min_learning_rate in the last decay_steps."""
     warmup_steps: Count = 4000
-    min_learning_rate: float = 0.0
+    min_learning_rate: NotNegative = 0.0
     """At the end of the schedules cosine and wsd."""
     decay_steps: Count = 0
     """Of the schedule wsd."""
-    adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.98
+    adam_beta2: Share = 0.98
     """Of the second moment; that of the first is 0.9."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Decoupled, not on norms, biases and short convolutions."""
-    clip_norm: float = 0.0
+    clip_norm: NotNegative = 0.0
     """Of the gradient; 0: no clipping."""
     average_last: Positive = 10
     """The final model is the mean of this many last checkpoints."""
@@ -53,7 +56,7 @@ class TrainConfig:
     log_steps: Positive = 100
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on a GPU that has it, else fp32."""
-    seed: int = 1
+    seed: Seed = 1
 
 
 def model_section(config: type[PreTrainedConfig], leave_out: Collection[str]) -> Any:
@@ -155,7 +158,21 @@ def differences(old: Any, new: Any) -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 5e-4 as a string; a recipe means the number."""
+    """YAML 1.1 reads 5e-4 as a string; a recipe means the number. Of a key that is given twice it takes the last."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse aliases: a few lines of them can stand for more than fits in memory."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"aliases (*) are not read: write the value again {self.peek_event().start_mark}")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Refuse keys that are given twice."""
+        keys = [key.value for key, _ in node.value]
+        for number, (key, _) in enumerate(node.value):
+            if key.value in keys[:number]:
+                raise yaml.YAMLError(f"the key {key.value} is given twice, the second time {key.start_mark}")
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

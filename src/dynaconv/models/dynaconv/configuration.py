@@ -2,13 +2,14 @@
 
 from typing import Any
 
+from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 
 from ...nn.recurrence import CONV_KINDS
 from ...nn.shortconv import check_placement
 from ..huggingface import CACHE_NAMES
-from ..presets import Presets
+from ..presets import Presets, check_dropout
 
 MIXERS = ("attention", "mamba2", "gated_deltanet")
 FFNS = ("dense", "moe")
@@ -58,6 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+@strict
 class DynaConvConfig(Presets, PreTrainedConfig):
     """Configuration of :class:`DynaConvForCausalLM`; the defaults are the paper's 300M model, convolutions included.
 
@@ -137,11 +139,11 @@ class DynaConvConfig(Presets, PreTrainedConfig):
     num_experts: int = 64
     num_experts_per_tok: int = 8
     norm_topk_prob: bool = False
-    router_aux_loss_coef: float = 0.01
+    router_aux_loss_coef: float | int = 0.01
     hidden_act: str = "silu"
-    rms_norm_eps: float = 1e-6
-    initializer_range: float = 0.02
-    attention_dropout: float = 0.0
+    rms_norm_eps: float | int = 1e-6
+    initializer_range: float | int = 0.02
+    attention_dropout: float | int = 0.0
     use_cache: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = None
@@ -166,6 +168,7 @@ class DynaConvConfig(Presets, PreTrainedConfig):
             raise ValueError(
                 f"mixer must be one, or one for each of the {self.num_hidden_layers} layers; got {len(self.mixers)}"
             )
+        check_dropout(self)
         self._check_placement()
         for name in _POSITIVE:
             if getattr(self, name) < 1:

@@ -3,10 +3,11 @@
 from itertools import pairwise
 from typing import Any
 
+from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from ..huggingface import CACHE_NAMES
-from ..presets import Presets
+from ..presets import Presets, check_dropout
 
 MIXERS = ("lightweight", "dynamic", "attention")
 SHARING = ("all", "decoder", "none")
@@ -48,6 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+@strict
 class LightConvConfig(Presets, PreTrainedConfig):
     """Configuration of :class:`LightConvForConditionalGeneration`; the defaults are `lightconv_wmt_en_de`.
 
@@ -116,11 +118,11 @@ class LightConvConfig(Presets, PreTrainedConfig):
     normalize_before: bool = False
     position_embedding: str = "sinusoidal"
     share_embeddings: str = "all"
-    dropout: float = 0.1
-    attention_dropout: float = 0.0
-    activation_dropout: float = 0.0
-    weight_dropout: float = 0.0
-    input_dropout: float = 0.1
+    dropout: float | int = 0.1
+    attention_dropout: float | int = 0.0
+    activation_dropout: float | int = 0.0
+    weight_dropout: float | int = 0.0
+    input_dropout: float | int = 0.1
     max_source_positions: int = 1024
     max_target_positions: int = 1024
     use_cache: bool = True
@@ -132,6 +134,7 @@ class LightConvConfig(Presets, PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any):
+        check_dropout(self)
         for side, kernels in (("encoder", [3, 7, 15, 31, 31, 31, 31]), ("decoder", [3, 7, 15, 31, 31, 31])):
             _check_stack(self, side, kernels, attends=side == "decoder")
         for name, choices in (("share_embeddings", SHARING), ("position_embedding", POSITIONS)):
@@ -169,6 +172,7 @@ LM_PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+@strict
 class LightConvLMConfig(Presets, PreTrainedConfig):
     """Configuration of :class:`LightConvForCausalLM`; the defaults are fairseq's `lightconv_lm`.
 
@@ -228,17 +232,17 @@ class LightConvLMConfig(Presets, PreTrainedConfig):
     normalize_filters: bool = True
     position_embedding: str = "sinusoidal"
     adaptive_input_cutoffs: list[int] | None = None
-    adaptive_input_factor: float = 4.0
+    adaptive_input_factor: float | int = 4.0
     adaptive_softmax_cutoffs: list[int] | None = None
-    adaptive_softmax_factor: float = 4.0
-    adaptive_softmax_dropout: float = 0.0
+    adaptive_softmax_factor: float | int = 4.0
+    adaptive_softmax_dropout: float | int = 0.0
     tie_word_embeddings: bool = False
     tie_projections: bool = False
-    dropout: float = 0.1
-    attention_dropout: float = 0.0
-    activation_dropout: float = 0.0
-    weight_dropout: float = 0.0
-    input_dropout: float = 0.1
+    dropout: float | int = 0.1
+    attention_dropout: float | int = 0.0
+    activation_dropout: float | int = 0.0
+    weight_dropout: float | int = 0.0
+    input_dropout: float | int = 0.1
     max_target_positions: int = 1024
     use_cache: bool = True
     bos_token_id: int | None = 2
@@ -246,6 +250,7 @@ class LightConvLMConfig(Presets, PreTrainedConfig):
     eos_token_id: int | list[int] | None = 2
 
     def __post_init__(self, **kwargs: Any):
+        check_dropout(self)
         _check_stack(self, "decoder", [3, 7, 15, 31, 31, 31], attends=False)
         if self.position_embedding not in POSITIONS:
             raise ValueError(

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ...grafting.graft import graft
 from ...training.checkpoints import loading
-from ...training.loading import reader
+from ...training.loading import load_network, reader
 from .recipe import ModelConfig
 
 
@@ -22,10 +22,7 @@ def build(model: ModelConfig, config: Any) -> PreTrainedModel:
     if model.folder is not None:
         folder = Path(model.folder)
         with loading(folder):
-            options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": False}
-            network, info = reader(config)(folder, config=config, output_loading_info=True, **options)
-        if missing := [*sorted(info["missing_keys"]), *map(str, info.get("mismatched_keys", ()))]:
-            raise ValueError(f"the model in {folder} lacks {len(missing)} weights, such as {missing[0]}")
+            network = load_network(reader(config), folder, config=config, dtype=torch.float32)
     else:
         if type(config) not in AutoModelForCausalLM._model_mapping:
             raise ValueError(f"model.host: {model.host} has no causal language model")

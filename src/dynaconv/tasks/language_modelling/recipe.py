@@ -13,7 +13,7 @@ from ... import models as _register  # noqa: F401 (makes the Auto classes know o
 from ...nn.shortconv import Init, Kind
 from ...training import recipe as training
 from ...training.loading import read_config
-from ...training.recipe import Count, Positive
+from ...training.recipe import Count, NotNegative, Positive, Seed, Share
 
 
 @dataclass
@@ -46,7 +46,7 @@ class DataConfig:
     """Documents, where they are held out."""
     near_duplicates: bool = False
     """Keep training documents that nearly repeat a held-out one; the held-out losses then measure memory too."""
-    seed: int = 1
+    seed: Seed = 1
     """Of the choice of held-out documents."""
 
 
@@ -149,11 +149,11 @@ class TrainConfig(training.TrainConfig):
     schedule: Literal["inverse_sqrt", "cosine", "wsd"] = "cosine"
     """After a linear warmup: lr * sqrt(warmup / step), or half a cosine down to min_learning_rate, or (warmup, stable,
     decay) the same rate until it falls to min_learning_rate in the last decay_steps."""
-    adam_beta2: float = 0.95
+    adam_beta2: Share = 0.95
     """Of the second moment; that of the first is 0.9."""
-    weight_decay: float = 0.1
+    weight_decay: NotNegative = 0.1
     """Decoupled, not on norms, biases and short convolutions."""
-    clip_norm: float = 1.0
+    clip_norm: NotNegative = 1.0
     """Of the gradient; 0: no clipping."""
     average_last: Positive = 1
     """The final model is the mean of this many last checkpoints."""

@@ -1,10 +1,13 @@
 """Recipes of translation models."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge
 
 from ...seq2seq.corpus import PairConfig
 from ...seq2seq.recipe import PairRecipe
+from ...training.recipe import Positive
 
 
 @dataclass
@@ -13,9 +16,9 @@ class DataConfig(PairConfig):
 
     source_lang: str = "de"
     target_lang: str = "en"
-    max_words: int = 175
+    max_words: Positive = 175
     """Training pairs with a longer side are dropped."""
-    max_ratio: float = 1.5
+    max_ratio: Annotated[float, Ge(1)] = 1.5
     """Training pairs whose sides differ more than by this factor plus 3 words are dropped."""
 
     def names(self) -> dict[str, str]:
