@@ -1,15 +1,21 @@
 """Checkpoints that are whole or not there, and their average; models to use."""
 
 import contextlib
+import json
+import logging
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
+
+logger = logging.getLogger("dynaconv")
 
 WEIGHTS = "model.safetensors"
 _LONGEST = 500  # characters of what a library says of a damaged file
@@ -41,6 +47,42 @@ def step_of(checkpoint: Path) -> int:
     if match is None:
         raise ValueError(f"{checkpoint} is not named checkpoint-STEP")
     return int(match[1])
+
+
+def damage(checkpoint: Path, processes: int) -> str | None:
+    """What keeps so many processes from going on from a checkpoint: a file that is missing or cut off."""
+    states = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
+    for name in (WEIGHTS, "optimizer.pt", "scheduler.pt", "trainer_state.json", *states):
+        path = checkpoint / name
+        if not path.is_file():
+            return f"it has no {name}"
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text("utf-8"))
+            elif name == WEIGHTS:
+                with safe_open(path, "pt"):
+                    continue
+            elif not is_zipfile(path):
+                return f"{name} is damaged"
+        except (ValueError, SafetensorError):
+            return f"{name} is damaged"
+    return None
+
+
+def last_whole(directory: Path, processes: int) -> Path | None:
+    """The last checkpoint of a run from which it can go on; None: it has no checkpoints. Damaged ones are logged.
+
+    Raises:
+        ValueError: there are checkpoints, and all are damaged.
+    """
+    found = checkpoints(directory)
+    for path in reversed(found):
+        if (fault := damage(path, processes)) is None:
+            return path
+        logger.warning("%s cannot be gone on from: %s", path, fault)
+    if found:
+        raise ValueError(f"no checkpoint in {directory} can be gone on from: use another --output, and begin anew")
+    return None
 
 
 def publish(staged: Path, final: Path) -> None:

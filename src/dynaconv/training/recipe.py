@@ -58,6 +58,11 @@ class TrainConfig:
     """auto: bf16 autocast on a GPU that has it, else fp32."""
     seed: Seed = 1
 
+    @property
+    def kept(self) -> int:
+        """Checkpoints that are kept: one more than the last, should that be damaged."""
+        return max(2, self.average_last)
+
 
 def model_section(config: type[PreTrainedConfig], leave_out: Collection[str]) -> Any:
     """What a recipe may say about a model: the fields of its configuration, None where the recipe does not say it.

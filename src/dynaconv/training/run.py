@@ -19,7 +19,7 @@ from transformers.trainer_utils import SchedulerType
 
 from .. import __version__
 from ..data.arrays import TokenArrays
-from .checkpoints import WEIGHTS, checkpoints, save_averaged, step_of
+from .checkpoints import WEIGHTS, checkpoints, last_whole, save_averaged, step_of
 from .curves import plot_curves
 from .recipe import TrainConfig, differences, load_recipe, save_recipe
 from .trainer import DivergenceError, TokenLoss, TokenTrainer
@@ -27,17 +27,19 @@ from .trainer import DivergenceError, TokenLoss, TokenTrainer
 logger = logging.getLogger("dynaconv")
 
 _RECIPE, _ORIGIN = "recipe.yaml", "origin.json"
+_MAY_MOVE = ("data.train", "data.valid", "data.test")
 DIVERGED = "diverged.json"
 """In the folder of a run whose loss became infinite or NaN: {"step": update}."""
 
 
-def check_run(run: Path, recipe: Any, *, resume: bool) -> None:
-    """Refuse what would damage a run.
+def check_run(run: Path, recipe: Any, *, resume: bool, same: bool = False) -> None:
+    """Refuse what would damage a run. A folder in which nothing was trained, as the start failed, holds none.
 
     Args:
         run: its folder.
         recipe: of the task.
-        resume: the run is to go on.
+        resume: the run is to go on, perhaps for more updates, or from data that has moved (:func:`fit` compares it).
+        same: neither of these.
 
     Raises:
         ValueError: the folder holds a run and `resume` is False, or one of another recipe, or something else.
@@ -47,9 +49,15 @@ def check_run(run: Path, recipe: Any, *, resume: bool) -> None:
         if run.exists() and any(run.iterdir()):
             raise ValueError(f"{run} is not empty and holds no run: choose another --output")
         return
+    if not _has_trained(run):
+        return
     if not resume:
         raise ValueError(f"{run} already holds a run: add --resume to go on with it, or choose another --output")
-    changed = differences(load_recipe(saved, type(recipe)), recipe)
+    before = load_recipe(saved, type(recipe))
+    may = () if same else _MAY_MOVE
+    if not same and recipe.train.max_steps > before.train.max_steps:
+        may += ("train.max_steps",)
+    changed = [change for change in differences(before, recipe) if not change.startswith(tuple(f"{n}:" for n in may))]
     if changed:
         raise ValueError(
             f"{run} was started with another recipe ({'; '.join(changed)}): undo that, or use another --output"
@@ -105,7 +113,7 @@ def fit(
         max_tokens=options.max_tokens,
         loss=loss,
         metrics=metrics,
-        keep=max(1, options.average_last),
+        keep=options.kept,
         save_extra=save_extra,
         flops=flops,
     )
@@ -146,20 +154,26 @@ def fit(
 
 def _train(trainer: TokenTrainer, run: Path, max_steps: int) -> list[dict[str, Any]]:
     """The logs of the whole run; nothing where they are already in its folder."""
-    found = checkpoints(run)
-    if not found or step_of(found[-1]) < max_steps:
-        trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
+    last = last_whole(run, trainer.args.world_size)
+    if last is None or step_of(last) < max_steps:
+        if trainer.is_world_process_zero():
+            (run / WEIGHTS).unlink(missing_ok=True)  # of fewer updates
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
         found = checkpoints(run)
         if not found or step_of(found[-1]) < max_steps:
             raise OSError(f"the last checkpoint of {run} is missing: free some disk space, then repeat with --resume")
         return trainer.state.log_history
     if (run / "curves.png").exists():
         return []
-    return json.loads((found[-1] / "trainer_state.json").read_text("utf-8"))["log_history"]  # killed behind it
+    return json.loads((last / "trainer_state.json").read_text("utf-8"))["log_history"]  # killed behind it
+
+
+def _has_trained(run: Path) -> bool:
+    return bool(checkpoints(run)) or any((run / name).exists() for name in (WEIGHTS, DIVERGED))
 
 
 def _check_origin(run: Path, origin: dict[str, Any]) -> None:
-    if not (run / _ORIGIN).exists():
+    if not _has_trained(run) or not (run / _ORIGIN).exists():
         return
     started = json.loads((run / _ORIGIN).read_text("utf-8"))
     if started["data"] != origin["data"]:

@@ -147,7 +147,7 @@ def run_cells(cells: list[Cell], output: Path, workers: int) -> dict[str, str]:
     waiting = [(cell.run(output, seed), recipe) for cell in cells for seed, recipe in cell.recipes.items()]
     steps = {run: recipe.train.max_steps for run, recipe in waiting}
     for run, recipe in waiting:
-        check_run(run, recipe, resume=True)  # one of another recipe must not stand for it
+        check_run(run, recipe, resume=True, same=True)  # one of another recipe must not stand for it
     waiting = [(run, recipe) for run, recipe in waiting if not is_finished(run)]
     running: dict[Path, tuple[int, subprocess.Popen]] = {}
     failed: dict[str, str] = {}
