@@ -126,3 +126,21 @@ def test_every_nth_pair_is_held_out(tmp_path):
     assert not set(apart["valid"]["source"]) & set(apart["train"]["source"] + apart["test"]["source"])
     with pytest.raises(ValueError, match="data.valid of one training pair in 51 has no lines"):
         load_pairs(DataConfig(train=path, valid_every=51))
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "dropped"),
+    [
+        ("Dieses Paket enthält die Dokumentation.", "This package contains the documentation.", False),
+        ("このパッケージには GNU ソースレベルデバッガのドキュメントが含まれています。", "This package contains documentation for the GNU source-level debugger.", False),
+        ("This package contains documentation for the GNU source-level debugger.", "本软件包包含 GNU 源码级调试器的文档。", False),
+        ("이 패키지에는 GNU 소스 수준 디버거에 대한 문서가 들어 있습니다.", "This package contains documentation for the GNU source-level debugger.", False),
+        ("แพ็กเกจนี้มีเอกสารของโปรแกรมดีบักเกอร์", "This package contains documentation for the debugger.", False),
+        ("本软件包包含文档。", "This package contains a very long text of which the other side has not a single word, as somebody put two lines together", True),
+        ("Ja.", "This package contains a very long text of which the other side has not a single word", True),
+        ("説明" * 600, "This package contains the documentation of which there is very much " * 30, True),
+        ("本软件包包含文档。", "本软件包包含文档。", True),
+    ],
+)  # fmt: skip
+def test_lengths_of_languages_with_and_without_spaces(source, target, dropped):
+    assert (DataConfig().reason_to_drop(source, target) is not None) == dropped

@@ -183,6 +183,7 @@ def test_mistakes_lose_nothing(toy_run, tmp_path, cache):
         ("train", tmp_path / "absent.yaml"): "no recipe",
         ("train", recipe, "--output", tmp_path / "x", "--train.max_steps", "0"): "greater than or equal to 1; got 0",
         ("train", "--output", tmp_path / "x", recipe): "give the recipe first: dynaconv train RECIPE.yaml",
+        ("train", recipe, "--output", tmp_path / "x", "--data.target_lang", "ja"): "pip install sacrebleu[ja]",
         ("trian",): "no command 'trian': there are train",
     }
     for arguments, message in cases.items():

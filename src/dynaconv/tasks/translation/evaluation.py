@@ -23,6 +23,14 @@ def bleu_score(hypotheses: list[str], references: list[str], *, language: str, l
     return BLEU(lowercase=lowercase, trg_lang=language).corpus_score(hypotheses, [references]).score
 
 
+def check_scores(language: str) -> None:
+    """Raise ValueError where sacreBLEU lacks what it cuts words of a target language with."""
+    try:
+        bleu_score(["."], ["."], language=language)
+    except RuntimeError as error:
+        raise ValueError(f"target language {language}: {' '.join(str(error).split())}") from None
+
+
 def score(
     hypotheses: list[str],
     references: Sequence[list[str]],

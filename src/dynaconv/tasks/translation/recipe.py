@@ -1,5 +1,6 @@
 """Recipes of translation models."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -9,6 +10,10 @@ from ...seq2seq.corpus import PairConfig
 from ...seq2seq.recipe import PairRecipe
 from ...training.recipe import Positive
 
+_SYLLABLES = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # kana, ideographs, hangul
+_UNSPACED = re.compile(f"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff{_SYLLABLES}]")  # those, and Thai, Lao, Burmese, Khmer
+_SYLLABLE = re.compile(f"[{_SYLLABLES}]")
+
 
 @dataclass
 class DataConfig(PairConfig):
@@ -17,7 +22,8 @@ class DataConfig(PairConfig):
     source_lang: str = "de"
     target_lang: str = "en"
     max_words: Positive = 175
-    """Training pairs with a longer side are dropped."""
+    """Training pairs with a longer side are dropped. Where a side is written without spaces (Chinese, Japanese, Thai,
+    ...; also Korean), six letters count as a word on both sides, and an ideograph, kana or hangul as three letters."""
     max_ratio: Annotated[float, Ge(1)] = 1.5
     """Training pairs whose sides differ more than by this factor plus 3 words are dropped."""
 
@@ -31,12 +37,21 @@ class DataConfig(PairConfig):
 
     def reason_to_drop(self, source: str, target: str) -> str | None:
         """Too long, of very different lengths, or untranslated: equal sides of 4 words; shorter ones may be names."""
-        a, b = source.count(" ") + 1, target.count(" ") + 1
+        a, b = _lengths(source, target)
         if max(a, b) > self.max_words:
             return f"longer than {self.max_words} words"
         if max(a, b) > self.max_ratio * min(a, b) + 3:
             return f"sides differ by more than {self.max_ratio} x + 3 words"
         return "untranslated" if source == target and a >= 4 else None
+
+
+def _lengths(source: str, target: str) -> tuple[float, float]:
+    """Words of both sides."""
+    sides = (source, target)
+    if any(len(_UNSPACED.findall(side)) > len(side) / 3 for side in sides):
+        a, b = (len(side) + 2 * len(_SYLLABLE.findall(side)) for side in sides)
+        return a / 6, b / 6
+    return source.count(" ") + 1, target.count(" ") + 1
 
 
 @dataclass

@@ -12,7 +12,7 @@ from ...data.lines import check_folders, read_all
 from ...seq2seq.evaluation import save_evaluation, title_of
 from ...seq2seq.report import describe_corpus as describe_corpus
 from ...seq2seq.report import recipe_of, show_sample
-from .evaluation import RESAMPLES, compare, evaluate, tune
+from .evaluation import RESAMPLES, check_scores, compare, evaluate, tune
 from .recipe import DataConfig, Recipe
 from .test_sets import read_aligned, read_test_set
 from .translator import Translator
@@ -87,6 +87,7 @@ def evaluate_model(
         "language": data["target_lang"],
         "lowercase": recipe is not None and recipe.tokenizer.lowercase if lowercase is None else lowercase,
     }
+    check_scores(data["target_lang"])
     config = None if data["format"] == "sacrebleu" else DataConfig(**data)
     test = read_test_set(spec, config, f"{data['source_lang']}-{data['target_lang']}", references)
     others = None if baseline is None else read_aligned(baseline, len(test.sources), spec)
