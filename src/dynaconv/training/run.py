@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import platform
 import sys
 from collections.abc import Callable
@@ -134,6 +135,7 @@ def fit(
             f"of up to {options.accumulation} x {options.max_tokens} tokens on {model.device}"
         )
         trainer.add_callback(TensorBoardCallback(SummaryWriter(run / "tensorboard")))
+        _warn_of_load(model.device)
     trainer.accelerator.wait_for_everyone()
     (run / DIVERGED).unlink(missing_ok=True)
     try:
@@ -150,6 +152,19 @@ def fit(
         save_averaged(checkpoints(run)[-options.average_last :], run / WEIGHTS)
     trainer.accelerator.wait_for_everyone()
     lock.release()
+
+
+def _warn_of_load(device: torch.device) -> None:
+    """Threads that wait for each other take the processor from those that they wait for, where others use it too."""
+    busy, threads = os.getloadavg()[0], torch.get_num_threads()
+    settings = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
+    if device.type == "cpu" and threads > 1 and busy > (os.cpu_count() or 1) / 2 and not settings & os.environ.keys():
+        logger.warning(
+            "other processes use this machine (load %.1f): with %d threads set OMP_WAIT_POLICY=PASSIVE, or "
+            "OMP_NUM_THREADS=1, or training may be several times slower",
+            busy,
+            threads,
+        )
 
 
 def _train(trainer: TokenTrainer, run: Path, max_steps: int) -> list[dict[str, Any]]:
