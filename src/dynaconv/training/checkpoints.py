@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from zipfile import is_zipfile
 
 import torch
@@ -98,11 +99,29 @@ def publish(staged: Path, final: Path) -> None:
     staged.rename(final)
 
 
-def keep_last(directory: Path, count: int) -> None:
-    """Delete all but the last `count` checkpoints, and what a kill left of earlier deletions."""
+def history_of(checkpoint: Path) -> list[dict[str, Any]]:
+    """The log of the Trainer up to a checkpoint."""
+    return json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))["log_history"]
+
+
+def losses_of(log: list[dict[str, Any]]) -> dict[int, float]:
+    """{step: validation loss} of a log of the Trainer."""
+    return {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry}
+
+
+def best_of(found: list[Path], log: list[dict[str, Any]]) -> Path | None:
+    """Of some checkpoints that with the lowest validation loss, the earliest of equal ones; None: none has one."""
+    losses = losses_of(log)
+    return min((path for path in found if step_of(path) in losses), key=lambda p: losses[step_of(p)], default=None)
+
+
+def keep_last(directory: Path, count: int, also: Path | None = None) -> None:
+    """Delete all but the last `count` checkpoints and one more, and what a kill left of earlier deletions."""
     for leftover in directory.glob("deleting-checkpoint-*"):
         shutil.rmtree(leftover)
     for path in checkpoints(directory)[:-count]:
+        if path == also:
+            continue
         # A name of its own first: a folder that is half deleted must not count as a checkpoint.
         doomed = path.with_name(f"deleting-{path.name}")
         path.rename(doomed)

@@ -60,7 +60,7 @@ def print_needs(
     if processes < 1:
         raise ValueError(f"--processes must be 1 or more; got {processes}")
     usual, longest = (estimate(model, batch, loss, batches.repeat) for batch in (batches.usual, batches.longest))
-    needed, free = (options.kept + 1) * longest.checkpoint, free_disk(run)
+    needed, free = (options.kept + options.best + 1) * longest.checkpoint, free_disk(run)
     rows = {"data": data, **_rows(batches, usual, longest, options, processes, unit)}
     rows["disk"] = f"{_gb(needed)} for checkpoints; {_gb(free)} are free"
     table = Table("", "needs", title=title)

@@ -54,6 +54,11 @@ class TrainConfig:
     eval_steps: Positive = 1000
     """Updates between evaluations on the validation set."""
     log_steps: Positive = 100
+    patience: Count = 0
+    """Training ends behind so many evaluations without a lower validation loss; 0: it does not."""
+    best: bool = False
+    """The final model is the checkpoint with the lowest validation loss, not the mean of the last ones. Each checkpoint
+    must have an evaluation: save_steps is a multiple of eval_steps."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on a GPU that has it, else fp32."""
     seed: Seed = 1

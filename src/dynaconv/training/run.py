@@ -20,15 +20,15 @@ from transformers.trainer_utils import SchedulerType
 
 from .. import __version__
 from ..data.arrays import TokenArrays
-from .checkpoints import WEIGHTS, checkpoints, last_whole, save_averaged, step_of
+from .checkpoints import WEIGHTS, best_of, checkpoints, history_of, last_whole, save_averaged, step_of
 from .curves import plot_curves
 from .recipe import TrainConfig, differences, load_recipe, save_recipe
-from .trainer import DivergenceError, TokenLoss, TokenTrainer
+from .trainer import DivergenceError, TokenLoss, TokenTrainer, is_exhausted
 
 logger = logging.getLogger("dynaconv")
 
 _RECIPE, _ORIGIN = "recipe.yaml", "origin.json"
-_MAY_MOVE = ("data.train", "data.valid", "data.test")
+_MAY_CHANGE = ("data.train", "data.valid", "data.test", "train.patience")
 DIVERGED = "diverged.json"
 """In the folder of a run whose loss became infinite or NaN: {"step": update}."""
 
@@ -55,7 +55,7 @@ def check_run(run: Path, recipe: Any, *, resume: bool, same: bool = False) -> No
     if not resume:
         raise ValueError(f"{run} already holds a run: add --resume to go on with it, or choose another --output")
     before = load_recipe(saved, type(recipe))
-    may = () if same else _MAY_MOVE
+    may = () if same else _MAY_CHANGE
     if not same and recipe.train.max_steps > before.train.max_steps:
         may += ("train.max_steps",)
     changed = [change for change in differences(before, recipe) if not change.startswith(tuple(f"{n}:" for n in may))]
@@ -105,6 +105,9 @@ def fit(
         DivergenceError: the loss or a weight became infinite or NaN; checkpoints from before are kept.
     """
     options: TrainConfig = recipe.train
+    if options.best and options.save_steps % options.eval_steps:
+        steps = f"{options.save_steps}, {options.eval_steps}"
+        raise ValueError(f"train.best needs save_steps to be a multiple of eval_steps; got {steps}")
     trainer = TokenTrainer(
         model=model,
         args=_arguments(options, run),
@@ -115,6 +118,8 @@ def fit(
         loss=loss,
         metrics=metrics,
         keep=options.kept,
+        keep_best=options.best,
+        patience=options.patience,
         save_extra=save_extra,
         flops=flops,
     )
@@ -139,17 +144,21 @@ def fit(
     trainer.accelerator.wait_for_everyone()
     (run / DIVERGED).unlink(missing_ok=True)
     try:
-        history = _train(trainer, run, options.max_steps)
+        history = _train(trainer, run, options)
     except DivergenceError as error:
         if trainer.is_world_process_zero():
             (run / DIVERGED).write_text(json.dumps({"step": error.step}), encoding="utf-8")
         raise
     if trainer.is_world_process_zero():
+        final = checkpoints(run)[-options.average_last :]
+        if options.best:
+            final = [best_of(checkpoints(run), history_of(checkpoints(run)[-1])) or final[-1]]
+            logger.info("the lowest validation loss has %s", final[0].name)
         if history:
             history[-1]["parameters"] = model.num_parameters()
             (run / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
             plot_curves({run.name: history}, run / "curves.png", metrics)
-        save_averaged(checkpoints(run)[-options.average_last :], run / WEIGHTS)
+        save_averaged(final, run / WEIGHTS)
     trainer.accelerator.wait_for_everyone()
     lock.release()
 
@@ -167,20 +176,25 @@ def _warn_of_load(device: torch.device) -> None:
         )
 
 
-def _train(trainer: TokenTrainer, run: Path, max_steps: int) -> list[dict[str, Any]]:
+def _train(trainer: TokenTrainer, run: Path, options: TrainConfig) -> list[dict[str, Any]]:
     """The logs of the whole run; nothing where they are already in its folder."""
     last = last_whole(run, trainer.args.world_size)
-    if last is None or step_of(last) < max_steps:
+    if last is None or not _is_done(last, options):
         if trainer.is_world_process_zero():
             (run / WEIGHTS).unlink(missing_ok=True)  # of fewer updates
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         found = checkpoints(run)
-        if not found or step_of(found[-1]) < max_steps:
+        if not found or not _is_done(found[-1], options):
             raise OSError(f"the last checkpoint of {run} is missing: free some disk space, then repeat with --resume")
         return trainer.state.log_history
     if (run / "curves.png").exists():
         return []
-    return json.loads((last / "trainer_state.json").read_text("utf-8"))["log_history"]  # killed behind it
+    return history_of(last)  # killed behind it
+
+
+def _is_done(last: Path, options: TrainConfig) -> bool:
+    exhausted = options.patience > 0 and is_exhausted(history_of(last), options.patience)
+    return exhausted or step_of(last) >= options.max_steps
 
 
 def _has_trained(run: Path) -> bool:

@@ -28,7 +28,7 @@ from ..data.batching import NO_LABEL, TokenBatchSampler
 from ..models.lightconv.adaptive import AdaptiveSoftmax
 from ..nn import DynamicShortConv, ShortConv, ShortConvGroup
 from ..nn.shortconv import FilterProjection
-from .checkpoints import keep_last, publish
+from .checkpoints import best_of, checkpoints, keep_last, losses_of, publish
 from .estimate import peak_flops
 
 logger = logging.getLogger("dynaconv")
@@ -97,6 +97,8 @@ class TokenTrainer(Trainer):
         metrics: {name: function of the validation loss that measures it at each evaluation}, logged as eval_name in
             lower case.
         keep: number of checkpoints to keep.
+        keep_best: keep that with the lowest validation loss too.
+        patience: end training behind so many evaluations without a lower validation loss; 0: do not.
         save_extra: writes into a checkpoint folder what the model needs beside its weights, such as tokenizers.
         flops: of the model for each label, forward and backward; logged per second, and as `mfu`, the share of the peak
             of the devices in half precision, where that is known.
@@ -114,11 +116,14 @@ class TokenTrainer(Trainer):
         loss: TokenLoss | None,
         metrics: dict[str, Callable[[float], float]],
         keep: int,
+        keep_best: bool,
+        patience: int,
         save_extra: Callable[[Path], None],
         flops: float | None = None,
     ):
         self.flops = flops
         self.max_tokens, self.metrics, self.keep, self.save_extra = max_tokens, metrics, keep, save_extra
+        self.keep_best = keep_best
         super().__init__(
             model=model,
             args=args,
@@ -130,6 +135,8 @@ class TokenTrainer(Trainer):
         for default in (ProgressCallback, PrinterCallback):
             self.remove_callback(default)
         self.add_callback(ConsoleCallback(metrics, "tokens" if loss is None else "target tokens"))
+        if patience:
+            self.add_callback(PatienceCallback(patience))
         # Both now: a sequence that is too long must end a run before it starts.
         self._train_loader = self._loader(train_dataset, shuffle=True)
         self.add_callback(EpochCallback(self._train_loader.batch_sampler))
@@ -242,7 +249,8 @@ class TokenTrainer(Trainer):
                 self.save_extra(self._staging / name)
                 publish(self._staging / name, directory / name)
                 shutil.rmtree(self._staging)
-                keep_last(directory, self.keep)
+                best = best_of(checkpoints(directory), self.state.log_history) if self.keep_best else None
+                keep_last(directory, self.keep, best)
             self.accelerator.wait_for_everyone()
         except (OSError, RuntimeError, SafetensorError) as error:
             if self.accelerator.num_processes > 1:
@@ -266,6 +274,24 @@ class EpochCallback(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Every epoch has the same number of updates."""
         self.sampler.set_epoch(state.global_step * self.sampler.multiple_of // len(self.sampler))
+
+
+def is_exhausted(log: list[dict[str, Any]], patience: int) -> bool:
+    """Whether the last `patience` evaluations of a log of the Trainer have no lower validation loss than one before."""
+    losses = list(losses_of(log).values())
+    return len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
+
+
+class PatienceCallback(TrainerCallback):
+    """Ends training, with a checkpoint, behind so many evaluations without a lower validation loss."""
+
+    def __init__(self, patience: int):
+        self.patience = patience
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What decides is in the log, which checkpoints keep."""
+        if is_exhausted(state.log_history, self.patience):
+            control.should_training_stop = control.should_save = True
 
 
 class ConsoleCallback(ProgressCallback):

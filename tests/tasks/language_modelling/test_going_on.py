@@ -1,11 +1,15 @@
-"""Runs that go on: with a damaged checkpoint, for more updates, in another place, after a start that failed."""
+"""Runs that go on: with a damaged checkpoint, for more updates, in another place, after a start that failed,
+or end early."""
 
+import json
 import shutil
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+
+from dynaconv.training.checkpoints import checkpoints, step_of
 
 from .support import write_recipe
 
@@ -100,3 +104,37 @@ def test_a_start_that_failed_makes_no_run(whole, command, tmp_path, monkeypatch)
 
 def fail(*arguments, **options):
     raise RuntimeError("out of memory")
+
+
+def test_patience_ends_training(command, tmp_path):
+    recipe = write_recipe(tmp_path, train=TRAIN | {"eval_steps": 5, "patience": 2, "learning_rate": 1e-12})
+    run = tmp_path / "run"
+    command("train", recipe, "--output", run)
+    assert [path.name for path in checkpoints(run)] == ["checkpoint-10", "checkpoint-15"]
+    log = json.loads((run / "history.json").read_text())
+    assert [entry["step"] for entry in log if "eval_loss" in entry] == [5, 10, 15]
+    before = (run / "model.safetensors").read_bytes()
+    command("train", recipe, "--output", run, "--resume")
+    assert (run / "model.safetensors").read_bytes() == before
+    assert len(checkpoints(run)) == 2
+    command("train", recipe, "--output", run, "--resume", "--train.patience", "0")
+    assert checkpoints(run)[-1].name == "checkpoint-30"
+
+
+def test_the_best_checkpoint_is_kept(command, tmp_path, capsys):
+    """The rate rises until a later checkpoint is worse than an earlier one."""
+    rising = {"warmup_steps": 30, "learning_rate": 3.0, "clip_norm": 0.0}
+    recipe = write_recipe(tmp_path, train=TRAIN | rising | {"eval_steps": 5, "save_steps": 5, "best": True})
+    run = tmp_path / "run"
+    command("train", recipe, "--output", run)
+    log = json.loads((run / "history.json").read_text())
+    losses = {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry}
+    best = min(losses, key=losses.get)
+    assert best < 20
+    assert [step_of(path) for path in checkpoints(run)] == [best, 25, 30]
+    expected = load_file(run / f"checkpoint-{best}" / "model.safetensors")
+    found = load_file(run / "model.safetensors")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(SystemExit):
+        command("train", recipe, "--output", tmp_path / "x", "--train.eval_steps", "3")
+    assert "train.best needs save_steps to be a multiple of eval_steps; got 5, 3" in capsys.readouterr().err
