@@ -70,7 +70,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     recipe = load_recipe(options.runs[0] / "recipe.yaml", Recipe)
-    corpus = prepare(recipe.data, recipe.tokenizer)
+    corpus = prepare(recipe.data, recipe.vocabulary())
     histories = {run.name: json.loads((run / "history.json").read_text()) for run in options.runs}
     plot_curves(histories, options.output.with_suffix(".png"), ["BLEU"])
     translators = {run.name: Translator.from_pretrained(run, "cpu") for run in options.runs}

@@ -31,6 +31,8 @@ class TokenizerConfig:
     """Lower-case all text; translations come out in lower case."""
     moses: bool = False
     """Cut words by Moses' rules for each language first, as the 2019 paper did, and join those of translations."""
+    folder: str | None = None
+    """Take the vocabularies of the model in this folder instead of learning them."""
 
 
 def train_tokenizers(

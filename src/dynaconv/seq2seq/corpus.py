@@ -17,6 +17,7 @@ from ..data.tokenizer import (
     TokenizerConfig,
     Tokenizers,
     load_tokenizers,
+    moses_language,
     save_tokenizers,
     tokenize,
     train_tokenizers,
@@ -27,7 +28,7 @@ logger = logging.getLogger("dynaconv")
 
 SIDES = ("source", "target")
 SPLITS = ("train", "valid", "test")
-_FORMAT = 4  # raise it whenever the same configuration would give other arrays
+_FORMAT = 5  # raise it whenever the same configuration would give other arrays
 
 
 @dataclass
@@ -133,6 +134,7 @@ def prepare(data: PairConfig, tokenizer: TokenizerConfig, cache: Path | None = N
         for spec in _given(data).values()
         for path in SOURCES[data.format_of(spec)].files(spec, data.columns_of(spec), cache)
     ]
+    files += Path(tokenizer.folder).glob("**/*token*") if tokenizer.folder else []
     key = [_FORMAT, asdict(data), asdict(tokenizer), store.state_of(files)]
     folder = store.made_once(
         cache / "prepared", key, lambda folder: _write(load_pairs(data, cache), data, tokenizer, folder)
@@ -233,8 +235,13 @@ def _clean(text: Text, config: PairConfig) -> Text:
 
 def _write(splits: dict[str, Text], data: PairConfig, config: TokenizerConfig, folder: Path) -> None:
     words = splits if not config.moses else {name: _cut_words(text, data, name) for name, text in splits.items()}
-    logger.info("learning a vocabulary of %d from %s pairs", config.vocab_size, f"{count_rows(words['train']):,}")
-    tokenizers = train_tokenizers(words["train"], config, data.languages())
+    if config.folder is None:
+        logger.info("learning a vocabulary of %d from %s pairs", config.vocab_size, f"{count_rows(words['train']):,}")
+        tokenizers = train_tokenizers(words["train"], config, data.languages())
+    else:
+        tokenizers = load_tokenizers(Path(config.folder), SIDES)
+        if config.moses != (moses_language(tokenizers["source"], "source") is not None):
+            raise ValueError(f"tokenizer.moses must be {not config.moses}, as for the model in {config.folder}")
     save_tokenizers(tokenizers, folder)
     for split, text in words.items():
         for side, lines in text.items():

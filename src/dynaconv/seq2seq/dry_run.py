@@ -37,13 +37,14 @@ def dry_run(recipe: PairRecipe[Any], run: Path, *, resume: bool, processes: int,
     """
     check_before_data(recipe, run, resume=resume, decided=decided)
     try:
-        corpus, missing = prepare(recipe.data, recipe.tokenizer), None
+        corpus, missing = prepare(recipe.data, recipe.vocabulary()), None
     except (ValueError, FileNotFoundError) as error:
         corpus, missing = None, error
     config = configuration(recipe, corpus, decided)
     with torch.device("meta"):
         model = LightConvForConditionalGeneration(config)
-    title = f"{run}: {recipe.model.preset}, {config.encoder_mixer} encoder, {config.decoder_mixer} decoder"
+    origin = recipe.model.folder or recipe.model.preset
+    title = f"{run}: {origin}, {config.encoder_mixer} encoder, {config.decoder_mixer} decoder"
     loss = TokenLoss(recipe.train.label_smoothing)
     print_needs(
         title, model, _batches(recipe, corpus), loss, recipe.train, run,

@@ -1,11 +1,13 @@
 """Sections of recipes of encoder-decoders."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from ..data.tokenizer import TokenizerConfig
 from ..models.lightconv.configuration import LightConvConfig
 from ..training import recipe as training
+from ..training.loading import read_config
 from .corpus import PairConfig
 
 D = TypeVar("D", bound=PairConfig)
@@ -32,6 +34,8 @@ class ModelConfig(_Fields):
     """Architecture of the 2019 paper, by fairseq's name."""
     mixer: Literal["lightweight", "dynamic", "attention"] | None = None
     """Of both stacks, unless they say it themselves: lightweight or dynamic convolution, or attention."""
+    folder: str | None = None
+    """Go on from the trained model in this folder, with its vocabularies, instead of a preset and new weights."""
 
     def configuration(self, **decided: Any) -> LightConvConfig:
         """The configuration of the network.
@@ -40,11 +44,17 @@ class ModelConfig(_Fields):
             **decided: what the data decides, unless the recipe says otherwise.
 
         Raises:
-            ValueError: values that do not fit together, or no such preset.
+            ValueError: values that do not fit together, no such preset, or another kind of model in the folder.
+            FileNotFoundError: there is no model in the folder.
         """
         said = {name: value for name, value in asdict(self).items() if value is not None}
-        preset, mixer = said.pop("preset"), said.pop("mixer", None)
+        preset, mixer, folder = said.pop("preset"), said.pop("mixer", None), said.pop("folder", None)
         both = {"encoder_mixer": mixer, "decoder_mixer": mixer} if mixer else {}
+        if folder is not None:
+            config = read_config(Path(folder))
+            if not isinstance(config, LightConvConfig):
+                raise ValueError(f"model.folder: in {folder} is a {config.model_type}, no model that recipes train")
+            return LightConvConfig.from_dict(config.to_dict() | both | said)
         return LightConvConfig.from_preset(preset, **decided | both | said)
 
 
@@ -83,3 +93,7 @@ class PairRecipe(Generic[D]):
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
+
+    def vocabulary(self) -> TokenizerConfig:
+        """A model that it goes on with keeps its own."""
+        return replace(self.tokenizer, folder=self.tokenizer.folder or self.model.folder)

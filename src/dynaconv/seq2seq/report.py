@@ -54,7 +54,7 @@ def generate_files(
 
 def describe_corpus(recipe: PairRecipe[Any]) -> None:
     """Prepare the data of a recipe and print sizes and examples."""
-    corpus = prepare(recipe.data, recipe.tokenizer)
+    corpus = prepare(recipe.data, recipe.vocabulary())
     table = Table("split", "pairs", "source tokens", "target tokens", "longest", title=str(corpus.directory))
     for split in SPLITS:
         lengths = list(getattr(corpus, split).lengths.values())

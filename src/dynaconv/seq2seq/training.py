@@ -5,12 +5,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, set_seed
 
 from ..data.batching import Seq2SeqCollator
 from ..data.store import digest
 from ..data.tokenizer import save_tokenizers
 from ..models import LightConvConfig, LightConvForConditionalGeneration
+from ..training.checkpoints import loading
+from ..training.loading import load_network
 from ..training.run import check_run, fit
 from ..training.trainer import TokenLoss
 from .corpus import SIDES, Corpus, prepare
@@ -51,9 +54,9 @@ def train_pairs(
             other data, or on another number of processes.
     """
     check_before_data(recipe, run, resume=resume, decided=decided)
-    corpus = prepare(recipe.data, recipe.tokenizer)
+    corpus = prepare(recipe.data, recipe.vocabulary())
     set_seed(recipe.train.seed)
-    model = LightConvForConditionalGeneration(configuration(recipe, corpus, decided))
+    model = _build(recipe, configuration(recipe, corpus, decided))
     _set_defaults(model, recipe.decoding)
     sources, references = (lines[: recipe.train.eval_sentences] for lines in corpus.text["valid"].values())
 
@@ -96,6 +99,15 @@ def configuration(recipe: PairRecipe[Any], corpus: Corpus | None, decided: dict[
         raise ValueError("model.share_embeddings all needs one vocabulary: set tokenizer.joint true, or share less")
     separate = {"source_vocab_size": sizes["source"], "share_embeddings": "none"}
     return recipe.model.configuration(vocab_size=sizes["target"], **separate, **decided)
+
+
+def _build(recipe: PairRecipe[Any], config: LightConvConfig) -> LightConvForConditionalGeneration:
+    if recipe.model.folder is None:
+        return LightConvForConditionalGeneration(config)
+    folder = Path(recipe.model.folder)
+    with loading(folder):
+        read = LightConvForConditionalGeneration.from_pretrained
+        return load_network(read, folder, config=config, dtype=torch.float32)
 
 
 def _set_defaults(model: PreTrainedModel, decoding: DecodingConfig) -> None:

@@ -231,3 +231,20 @@ def test_resuming_a_finished_run_changes_nothing(toy_run, cache):
     before = (toy_run / "model.safetensors").read_bytes()
     assert run_cli("train", toy_run / "recipe.yaml", "--output", toy_run, "--resume", cache=cache).returncode == 0
     assert (toy_run / "model.safetensors").read_bytes() == before
+
+
+def test_going_on_from_a_trained_model(toy_run, tmp_path, cache):
+    """With its vocabularies and weights, on other data; values of the recipe that do not fit are refused."""
+    recipe = write_recipe(
+        tmp_path, train=SHORT | {"max_steps": 1, "save_steps": 1, "eval_steps": 1, "learning_rate": 1e-9}
+    )
+    folder = ("--model.folder", toy_run, "--data.seed", "7")
+    result = run_cli("train", recipe, "--output", tmp_path / "more", *folder, cache=cache)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (tmp_path / "more" / "tokenizer.json").read_text() == (toy_run / "tokenizer.json").read_text()
+    before, after = (load_file(run / "model.safetensors") for run in (toy_run, tmp_path / "more"))
+    assert all(torch.allclose(before[name], after[name], atol=1e-7) for name in before)
+    refused = run_cli("train", recipe, "--output", tmp_path / "x", *folder, "--model.d_model", "64", cache=cache)
+    assert refused.returncode == 2
+    assert f"the model in {toy_run} cannot be loaded" in refused.stderr.splitlines()[-1]
+    assert not (tmp_path / "x").exists()
