@@ -201,3 +201,13 @@ def test_two_processes_at_once(tmp_path, config):
     assert [process.returncode for process in processes] == [0, 0]
     assert outputs == ["False\n"] * 2, "datasets was imported for a tsv file"
     assert len(prepared(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("name", ["train.source.npy", "valid.target.offsets.npy"])
+@pytest.mark.parametrize("size", [0, 100, 200])
+def test_a_damaged_cache_is_noticed(tmp_path, config, name, size):
+    folder = prepare(config, VOCABULARY, tmp_path).directory
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match=f"{name} is damaged .*: delete {folder}"):
+        prepare(config, VOCABULARY, tmp_path)
