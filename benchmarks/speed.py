@@ -157,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run folder: tokenizers and test.tsv")
     parser.add_argument("--presets", nargs="+", default=["lightconv_iwslt_de_en", "lightconv_wmt_en_de"])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--longest", type=int, default=LENGTHS[-1])
     parser.add_argument("--output", type=Path, required=True, help="write OUTPUT.json and OUTPUT.png")

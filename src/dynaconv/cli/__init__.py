@@ -145,7 +145,7 @@ def _parse_recipe(command: str, description: str, arguments: list[str], run_opti
         output: Path = Path("runs") / Path(path or "RECIPE").stem
         """Folder of the run."""
         resume: bool = False
-        """Go on from the last checkpoint in the run folder."""
+        """Go on from the last whole checkpoint in the run folder; train.max_steps may grow, data may have moved."""
         dry_run: bool = False
         """Prepare and check the data, print what the run needs in memory, disk and compute, and stop."""
         processes: int = int(os.environ.get("WORLD_SIZE", "1"))

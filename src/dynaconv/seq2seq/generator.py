@@ -77,9 +77,9 @@ class SequenceGenerator:
             raise ValueError(f"the model in {path} was trained for {trained}, not for {cls.task}")
         with loading(path) as usual:
             # Without an answer transformers would ask on standard input, where the text to translate comes from.
-            model = load_network(AutoModelForSeq2SeqLM.from_pretrained, path).eval().to(device or usual)
+            model = load_network(AutoModelForSeq2SeqLM.from_pretrained, path)
             tokenizers = load_tokenizers(path, SIDES)
-        return cls(model, **tokenizers)
+        return cls(model.eval().to(device or usual), **tokenizers)
 
     def encode(self, side: str, text: str) -> list[int]:
         """Ids of a text, with the end of sequence, as training saw them."""

@@ -40,7 +40,8 @@ def train_pairs(
     Args:
         recipe: what to train, on what, and how.
         run: folder of the run.
-        resume: go on from the last checkpoint in `run`. The result is the same as without the interruption.
+        resume: go on from the last whole checkpoint in `run`. The result is the same as without the interruption; with
+            more updates than before only if the schedule does not depend on them.
         generator: of the task.
         metric: name of what is measured on the validation set.
         measure: outputs and references to its value.

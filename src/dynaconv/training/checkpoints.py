@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -34,7 +35,7 @@ def loading(path: Path) -> Iterator[torch.device]:
     """ValueError where what is loaded inside the block is damaged; gives the device to use, a GPU if there is one."""
     try:
         yield torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    except (OSError, MemoryError):
+    except (OSError, MemoryError, ImportError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a file that is not what it should be makes libraries raise anything
         said = " ".join(f"{'' if isinstance(error, ValueError) else f'{type(error).__name__}: '}{error}".split())
@@ -105,8 +106,9 @@ def history_of(checkpoint: Path) -> list[dict[str, Any]]:
 
 
 def losses_of(log: list[dict[str, Any]]) -> dict[int, float]:
-    """{step: validation loss} of a log of the Trainer."""
-    return {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry}
+    """{step: validation loss, NaN as infinite} of a log of the Trainer."""
+    found = {entry["step"]: entry["eval_loss"] for entry in log if "eval_loss" in entry}
+    return {step: math.inf if math.isnan(loss) else loss for step, loss in found.items()}
 
 
 def best_of(found: list[Path], log: list[dict[str, Any]]) -> Path | None:

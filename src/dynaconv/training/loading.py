@@ -32,7 +32,7 @@ def reader(config: Any) -> Any:
 
 
 def load_network(read: Any, path: Path, **options: Any) -> Any:
-    """A network that has the weights in a folder, all of them, and no others.
+    """A network that has the weights in a folder, all of them, and of ours and grafted ones no others.
 
     Args:
         read: `from_pretrained` of its class; see :func:`reader`.
@@ -40,10 +40,13 @@ def load_network(read: Any, path: Path, **options: Any) -> Any:
         **options: of `read`.
 
     Raises:
-        ValueError: weights that are missing, not used, of other sizes than config.json says, infinite or NaN.
+        ValueError: weights that are missing, not used, infinite or NaN.
+        RuntimeError: weights of other sizes than config.json says.
     """
     network, info = read(path, trust_remote_code=False, output_loading_info=True, **options)
-    faults = {"missing_keys": "are missing", "mismatched_keys": "have other sizes", "unexpected_keys": "are not in it"}
+    faults = {"missing_keys": "are missing"}
+    if network.config.model_type.startswith("dynaconv") or getattr(network.config, "dynaconv", None):
+        faults["unexpected_keys"] = "are not in it"  # of others, what older versions have saved
     for kind, fault in faults.items():
         if keys := sorted(map(str, info.get(kind, ()))):
             raise ValueError(f"by config.json, {len(keys)} weights {fault}, such as {keys[0]}")
@@ -66,8 +69,8 @@ def load_model(path: Path, device: str | None) -> tuple[Any, Any]:
     """
     read = reader(read_config(path))
     with loading(path) as usual:
-        model = load_network(read, path).eval().to(device or usual)
-        return model, load_tokenizers(path, ("source", "target"))["source"]
+        model, tokenizers = load_network(read, path), load_tokenizers(path, ("source", "target"))
+    return model.eval().to(device or usual), tokenizers["source"]
 
 
 def first_token(config: Any) -> int:

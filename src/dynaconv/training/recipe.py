@@ -98,7 +98,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no recipe {path}: give a YAML file, such as recipes/translation/demo.yaml")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict | None):
         raise ValueError(f"{path} must hold sections, such as data, model and train; got a {type(content).__name__}")
@@ -168,7 +168,7 @@ def differences(old: Any, new: Any) -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 5e-4 as a string; a recipe means the number. Of a key that is given twice it takes the last."""
+    """YAML 1.1 reads 5e-4 as a string, where a recipe means the number, and takes the last of a key given twice."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Refuse aliases: a few lines of them can stand for more than fits in memory."""
@@ -178,8 +178,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """Refuse keys that are given twice."""
-        keys = [key.value for key, _ in node.value]
-        for number, (key, _) in enumerate(node.value):
+        keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        for number, (key, _) in enumerate(node.value if keys else ()):
             if key.value in keys[:number]:
                 raise yaml.YAMLError(f"the key {key.value} is given twice, the second time {key.start_mark}")
         return super().construct_mapping(node, deep)

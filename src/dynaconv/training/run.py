@@ -4,11 +4,13 @@ import json
 import logging
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import transformers
 from filelock import FileLock, Timeout
@@ -28,6 +30,9 @@ from .trainer import DivergenceError, TokenLoss, TokenTrainer, is_exhausted
 logger = logging.getLogger("dynaconv")
 
 _RECIPE, _ORIGIN = "recipe.yaml", "origin.json"
+_EARLIER = "earlier.safetensors"
+"""The model of fewer updates, until that of more is there."""
+_BUSY = 25  # percent of the machine
 _MAY_CHANGE = ("data.train", "data.valid", "data.test", "train.patience")
 DIVERGED = "diverged.json"
 """In the folder of a run whose loss became infinite or NaN: {"step": update}."""
@@ -43,9 +48,13 @@ def check_run(run: Path, recipe: Any, *, resume: bool, same: bool = False) -> No
         same: neither of these.
 
     Raises:
-        ValueError: the folder holds a run and `resume` is False, or one of another recipe, or something else.
+        ValueError: the folder holds a run and `resume` is False, or one of another recipe, or something else; `best`
+            without an evaluation for each checkpoint.
     """
-    saved = run / _RECIPE
+    options, saved = recipe.train, run / _RECIPE
+    if options.best and options.save_steps % options.eval_steps:
+        steps = f"{options.save_steps}, {options.eval_steps}"
+        raise ValueError(f"train.best needs save_steps to be a multiple of eval_steps; got {steps}")
     if not saved.exists():
         if run.exists() and any(run.iterdir()):
             raise ValueError(f"{run} is not empty and holds no run: choose another --output")
@@ -56,8 +65,10 @@ def check_run(run: Path, recipe: Any, *, resume: bool, same: bool = False) -> No
         raise ValueError(f"{run} already holds a run: add --resume to go on with it, or choose another --output")
     before = load_recipe(saved, type(recipe))
     may = () if same else _MAY_CHANGE
-    if not same and recipe.train.max_steps > before.train.max_steps:
+    if not same and options.max_steps > before.train.max_steps:
         may += ("train.max_steps",)
+        if options.schedule != "inverse_sqrt":
+            logger.warning("the learning rate is now that of %s over %d updates", options.schedule, options.max_steps)
     changed = [change for change in differences(before, recipe) if not change.startswith(tuple(f"{n}:" for n in may))]
     if changed:
         raise ValueError(
@@ -80,10 +91,10 @@ def fit(
     save_text: Callable[[Path], None],
     flops: float | None = None,
 ) -> None:
-    """Train a model in a run folder, from its last checkpoint where it has one.
+    """Train a model in a run folder, from its last whole checkpoint where it has one.
 
     The folder receives `recipe.yaml` (resolved), `versions.json`, TensorBoard logs, the last checkpoints, `curves.png`,
-    `history.json`, and at the end the model, the average of the last checkpoints.
+    `history.json`, and at the end the model, the average of the last checkpoints or the best of them.
 
     Args:
         model: the network, on any device.
@@ -100,14 +111,12 @@ def fit(
         flops: as in :class:`TokenTrainer`.
 
     Raises:
-        ValueError: the run was started with other data, or on another number of processes, or another one trains it.
+        ValueError: the run was started with other data, or on another number of processes, or another one trains it;
+            no checkpoint of it is whole.
         OSError: the last checkpoint could not be written.
         DivergenceError: the loss or a weight became infinite or NaN; checkpoints from before are kept.
     """
     options: TrainConfig = recipe.train
-    if options.best and options.save_steps % options.eval_steps:
-        steps = f"{options.save_steps}, {options.eval_steps}"
-        raise ValueError(f"train.best needs save_steps to be a multiple of eval_steps; got {steps}")
     trainer = TokenTrainer(
         model=model,
         args=_arguments(options, run),
@@ -159,37 +168,55 @@ def fit(
             (run / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
             plot_curves({run.name: history}, run / "curves.png", metrics)
         save_averaged(final, run / WEIGHTS)
+        (run / _EARLIER).unlink(missing_ok=True)
     trainer.accelerator.wait_for_everyone()
     lock.release()
 
 
 def _warn_of_load(device: torch.device) -> None:
     """Threads that wait for each other take the processor from those that they wait for, where others use it too."""
-    busy, threads = os.getloadavg()[0], torch.get_num_threads()
     settings = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
-    if device.type == "cpu" and threads > 1 and busy > (os.cpu_count() or 1) / 2 and not settings & os.environ.keys():
-        logger.warning(
-            "other processes use this machine (load %.1f): with %d threads set OMP_WAIT_POLICY=PASSIVE, or "
-            "OMP_NUM_THREADS=1, or training may be several times slower",
-            busy,
-            threads,
-        )
+    if device.type == "cpu" and torch.get_num_threads() > 1 and not settings & os.environ.keys():
+        busy = psutil.cpu_percent(interval=0.3)  # by others: this process sleeps
+        if busy > _BUSY:
+            logger.warning(
+                "other processes take %.0f%% of this machine: with %d threads set OMP_WAIT_POLICY=PASSIVE, or "
+                "OMP_NUM_THREADS=1, or training may be several times slower",
+                busy,
+                torch.get_num_threads(),
+            )
 
 
 def _train(trainer: TokenTrainer, run: Path, options: TrainConfig) -> list[dict[str, Any]]:
     """The logs of the whole run; nothing where they are already in its folder."""
     last = last_whole(run, trainer.args.world_size)
+    if last is None and (run / WEIGHTS).exists():
+        raise ValueError(f"{run} has its model, but no checkpoint to go on from: choose another --output")
     if last is None or not _is_done(last, options):
         if trainer.is_world_process_zero():
-            (run / WEIGHTS).unlink(missing_ok=True)  # of fewer updates
+            _put_aside(run, last)
+        trainer.accelerator.wait_for_everyone()
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         found = checkpoints(run)
         if not found or not _is_done(found[-1], options):
             raise OSError(f"the last checkpoint of {run} is missing: free some disk space, then repeat with --resume")
         return trainer.state.log_history
+    if step_of(last) < options.max_steps:
+        logger.info("training ended early, at update %d: with train.patience 0 it goes on", step_of(last))
     if (run / "curves.png").exists():
         return []
     return history_of(last)  # killed behind it
+
+
+def _put_aside(run: Path, last: Path | None) -> None:
+    """Take from a run that goes on what is damaged, and what was made of fewer updates."""
+    for path in checkpoints(run):
+        if last is not None and step_of(path) > step_of(last):
+            shutil.rmtree(aside := path.with_name(f"damaged-{path.name}"), ignore_errors=True)
+            path.rename(aside)
+    (run / "curves.png").unlink(missing_ok=True)
+    if (run / WEIGHTS).exists():
+        (run / WEIGHTS).rename(run / _EARLIER)
 
 
 def _is_done(last: Path, options: TrainConfig) -> bool:
@@ -224,7 +251,9 @@ def _write_preamble(model: Any, recipe: Any, run: Path, origin: dict[str, Any]) 
         "command": sys.argv,
     }
     for name, content in ((_ORIGIN, origin), ("versions.json", versions)):
-        (run / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        partial = run / f"{name}.partial"
+        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        partial.rename(run / name)  # in one step: other processes read it
     model.config.architectures = [type(model).__name__]  # as its `save_pretrained` does
     model.config.save_pretrained(run)
     model.generation_config.save_pretrained(run)

@@ -73,6 +73,26 @@ def test_more_updates(whole, command, tmp_path, capsys):
     with pytest.raises(SystemExit):
         command("train", recipe, "--output", run, "--resume", "--train.max_steps", "25")
     assert "train.max_steps: 30 -> 25" in capsys.readouterr().err
+    assert (run / "curves.png").exists()
+    assert not (run / "earlier.safetensors").exists()
+
+
+def test_more_updates_behind_a_damaged_checkpoint(whole, command, tmp_path, capsys):
+    """It is of an update whose checkpoint is not written again."""
+    recipe, expected, _ = whole
+    run = tmp_path / "extended"
+    command("train", recipe, "--output", run, "--train.max_steps", "15")
+    cut(run / "checkpoint-15" / "model.safetensors")
+    command("train", recipe, "--output", run, "--resume")
+    assert_same(run, expected)
+    assert (run / "damaged-checkpoint-15").is_dir()
+    assert [step_of(path) for path in checkpoints(run)] == [20, 30]
+    for path in checkpoints(run):
+        shutil.rmtree(path)
+    with pytest.raises(SystemExit):
+        command("train", recipe, "--output", run, "--resume")
+    assert "has its model, but no checkpoint to go on from" in capsys.readouterr().err
+    assert_same(run, expected)
 
 
 def test_in_another_place(whole, command, tmp_path, capsys):
@@ -106,7 +126,7 @@ def fail(*arguments, **options):
     raise RuntimeError("out of memory")
 
 
-def test_patience_ends_training(command, tmp_path):
+def test_patience_ends_training(command, tmp_path, caplog):
     recipe = write_recipe(tmp_path, train=TRAIN | {"eval_steps": 5, "patience": 2, "learning_rate": 1e-12})
     run = tmp_path / "run"
     command("train", recipe, "--output", run)
@@ -117,6 +137,7 @@ def test_patience_ends_training(command, tmp_path):
     command("train", recipe, "--output", run, "--resume")
     assert (run / "model.safetensors").read_bytes() == before
     assert len(checkpoints(run)) == 2
+    assert "training ended early, at update 15" in caplog.text
     command("train", recipe, "--output", run, "--resume", "--train.patience", "0")
     assert checkpoints(run)[-1].name == "checkpoint-30"
 
@@ -136,5 +157,5 @@ def test_the_best_checkpoint_is_kept(command, tmp_path, capsys):
     found = load_file(run / "model.safetensors")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     with pytest.raises(SystemExit):
-        command("train", recipe, "--output", tmp_path / "x", "--train.eval_steps", "3")
+        command("train", recipe, "--output", tmp_path / "x", "--train.eval_steps", "3", "--dry-run")
     assert "train.best needs save_steps to be a multiple of eval_steps; got 5, 3" in capsys.readouterr().err

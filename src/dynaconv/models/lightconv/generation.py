@@ -50,7 +50,7 @@ class BeamCache(EncoderDecoderCache):
         """Let go of sources, where `done`, [sources] bool, is True."""
         sources = torch.arange(len(done), device=done.device) if self._sources is None else self._sources
         kept = (~done[sources]).nonzero()[:, 0]
-        if len(kept) < len(sources):
+        if 0 < len(kept) < len(sources):  # the last stay: a model may be called once more than is needed
             self._sources, self._count = sources[kept], len(done)
             self._keep(kept, (self.beams * kept[:, None] + torch.arange(self.beams, device=kept.device)).flatten())
 
@@ -149,9 +149,10 @@ class Seq2SeqGenerationMixin(GenerationMixin):
     # pyrefly: ignore [bad-override]  (passed on by name)
     def _beam_search(self, *args: Any, generation_config: Any, **model_kwargs: Any) -> Any:
         cache = model_kwargs.get(CACHE)
-        # A cache of the caller may be of another kind; what layers return is returned row by row.
+        # A cache of the caller may be of another kind; what layers and every step give is returned row by row.
         leaves = isinstance(cache, BeamCache) and cache.beams == generation_config.num_beams
-        whole = generation_config.output_hidden_states or generation_config.output_attentions
+        asked = ("output_hidden_states", "output_attentions", "output_scores", "output_logits")
+        whole = any(getattr(generation_config, name, None) for name in asked)
         search = _BeamSearch(cache if leaves and not whole else None)
         token = _SEARCH.set(search)
         try:

@@ -36,7 +36,8 @@ def train(recipe: Recipe, run: Path, *, resume: bool = False) -> Path:
     Args:
         recipe: what to train, on what, and how.
         run: folder of the run.
-        resume: go on from the last checkpoint in `run`. The result is the same as without the interruption.
+        resume: go on from the last whole checkpoint in `run`. The result is the same as without the interruption; with
+            more updates than before only if the schedule does not depend on them.
 
     Returns:
         The run folder.
