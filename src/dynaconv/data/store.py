@@ -1,20 +1,37 @@
 """Folders that are made once and found again: whole, or not there."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
+
+_FULL = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # NumPy's has no number
 
 
 def cache_directory() -> Path:
     """$DYNACONV_CACHE, or dynaconv in the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dynaconv"
     return Path(os.environ.get("DYNACONV_CACHE", default))
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Where the disk of a folder is full, an OSError that says so; libraries often do not name the file."""
+    try:
+        yield
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))  # the tokenizers raise exceptions of no class of their own
+        if (int(found[1]) if found else getattr(error, "errno", 0)) not in _FULL:
+            raise
+        raise OSError(f"{folder} cannot be written ({error}): free some disk space") from error
 
 
 def made_once(parent: Path, key: object, make: Callable[[Path], None]) -> Path:
@@ -39,8 +56,9 @@ def made_once(parent: Path, key: object, make: Callable[[Path], None]) -> Path:
             staged = parent / f"{prefix}{uuid.uuid4().hex}"
             staged.mkdir()
             try:
-                make(staged)
-                staged.rename(final)
+                with writing(parent):
+                    make(staged)
+                    staged.rename(final)
             finally:
                 shutil.rmtree(staged, ignore_errors=True)
     return final

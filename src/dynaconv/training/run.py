@@ -22,6 +22,7 @@ from transformers.trainer_utils import SchedulerType
 
 from .. import __version__
 from ..data.arrays import TokenArrays
+from ..data.store import writing
 from .checkpoints import WEIGHTS, best_of, checkpoints, history_of, last_whole, save_averaged, step_of
 from .curves import plot_curves
 from .recipe import TrainConfig, differences, load_recipe, save_recipe
@@ -163,11 +164,12 @@ def fit(
         if options.best:
             final = [best_of(checkpoints(run), history_of(checkpoints(run)[-1])) or final[-1]]
             logger.info("the lowest validation loss has %s", final[0].name)
-        if history:
-            history[-1]["parameters"] = model.num_parameters()
-            (run / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
-            plot_curves({run.name: history}, run / "curves.png", metrics)
-        save_averaged(final, run / WEIGHTS)
+        with writing(run):
+            if history:
+                history[-1]["parameters"] = model.num_parameters()
+                (run / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
+                plot_curves({run.name: history}, run / "curves.png", metrics)
+            save_averaged(final, run / WEIGHTS)
         (run / _EARLIER).unlink(missing_ok=True)
     trainer.accelerator.wait_for_everyone()
     lock.release()

@@ -153,6 +153,10 @@ def test_full_disk(tmp_path, cache):
     """No file may grow beyond the size of the tokenizer: a checkpoint cannot be written, and says so; then it can."""
     recipe = write_recipe(tmp_path, train=SHORT | {"max_steps": 20, "eval_steps": 100})
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60000, resource.RLIM_INFINITY))  # noqa: E731
+    small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))  # noqa: E731
+    result = run_cli("data", recipe, "--data.seed", 5, cache=cache, preexec_fn=small)
+    assert result.returncode == 2
+    assert "prepared cannot be written" in result.stderr.splitlines()[-1]
     assert run_cli("data", recipe, cache=cache).returncode == 0
     result = run_cli("train", recipe, "--output", tmp_path / "run", cache=cache, preexec_fn=limit)
     assert result.returncode == 2
