@@ -13,7 +13,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-_FULL = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # NumPy's has no number
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# The tokenizers raise exceptions of no class of their own, NumPy such without a number.
+_NUMBER, _PART = re.compile(r"\(os error (\d+)\)"), re.compile(r"\d+ requested and \d+ written")
 
 
 def cache_directory() -> Path:
@@ -28,8 +30,9 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        found = re.search(r"\(os error (\d+)\)", str(error))  # the tokenizers raise exceptions of no class of their own
-        if (int(found[1]) if found else getattr(error, "errno", 0)) not in _FULL:
+        found = _NUMBER.search(str(error))
+        number = int(found[1]) if found else getattr(error, "errno", None)
+        if number not in _FULL and not _PART.search(str(error)):
             raise
         raise OSError(f"{folder} cannot be written ({error}): free some disk space") from error
 
