@@ -11,6 +11,7 @@ mpl.use("Agg")
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .filters import Filters
 
@@ -76,6 +77,7 @@ def draw(title: str, texts: Texts, path: Path) -> None:
         for layer, (lags, energy) in by_layer.items():
             axes.plot(lags, energy, marker=".", label=f"layer {layer}", alpha=0.8)
         axes.set(title=f"taps of {place}", xlabel="tokens back", ylim=(0, 1))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=6)
         axes.invert_xaxis()  # as in the heat maps
