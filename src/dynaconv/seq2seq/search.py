@@ -1,6 +1,7 @@
 """Beam search in batches of sequences of similar length."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -57,6 +58,8 @@ class Search:
     def __post_init__(self) -> None:
         if not 1 <= self.nbest <= self.beams:
             raise ValueError(f"nbest must be in 1..beams; got nbest = {self.nbest}, beams = {self.beams}")
+        if not math.isfinite(self.length_penalty):
+            raise ValueError(f"length_penalty must be a finite number; got {self.length_penalty}")
         for name in ("no_repeat_ngram_size", "min_length", "max_length"):
             if (value := getattr(self, name)) < 0:
                 raise ValueError(f"{name} must be 0 or more; got {value}")
