@@ -160,9 +160,10 @@ def fit(
             (run / DIVERGED).write_text(json.dumps({"step": error.step}), encoding="utf-8")
         raise
     if trainer.is_world_process_zero():
-        final = checkpoints(run)[-options.average_last :]
+        found = checkpoints(run)
+        final = found[-options.average_last :]
         if options.best:
-            final = [best_of(checkpoints(run), history_of(checkpoints(run)[-1])) or final[-1]]
+            final = [best_of(found, history_of(found[-1])) or found[-1]]
             logger.info("the lowest validation loss has %s", final[0].name)
         with writing(run):
             if history:

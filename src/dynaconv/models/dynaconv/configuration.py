@@ -225,18 +225,22 @@ class DynaConvConfig(Presets, PreTrainedConfig):
         return [self.mixer] * self.num_hidden_layers if isinstance(self.mixer, str) else self.mixer
 
     @property
+    def canon(self) -> str:
+        """The positions of Canon layers that the placement is of; none of other placements."""
+        return self.placement if set(self.placement) <= set(CANON) else ""
+
+    @property
     def conv_letters(self) -> str:
         """The projections of attention with a convolution, of q, k, v and o."""
         if self.conv == "none" or self.placement == "mixer":
             return ""
-        if set(self.placement) <= set(CANON):
-            return "qkv" if self.convolves("B") else ""
+        if self.canon:
+            return "qkv" if "B" in self.canon else ""
         return "qkvo" if self.placement == "all_linear" else self.placement
 
     def convolves(self, *places: str) -> bool:
         """Whether there are convolutions at one of some places: "all_linear", or positions of Canon layers."""
-        canon = self.placement if set(self.placement) <= set(CANON) else ""
-        return self.conv != "none" and any(place == self.placement or place in canon for place in places)
+        return self.conv != "none" and any(place == self.placement or place in self.canon for place in places)
 
     @property
     def mixer_conv(self) -> str:
@@ -248,7 +252,7 @@ class DynaConvConfig(Presets, PreTrainedConfig):
         check_placement(self.placement, ("mixer", "all_linear"), ("qkv", CANON))
         if self.conv in ("none", "static"):
             return
-        if set(self.placement) <= set(CANON):
+        if self.canon:
             somewhere = self.convolves("A", "C") or (self.convolves("B") and "attention" in self.mixers)
             if not somewhere and not (self.convolves("D") and self.ffn == "dense"):
                 raise ValueError(
