@@ -67,8 +67,9 @@ class Translate(_Generate):
     """Translate lines of text, from files or standard input to standard output.
 
     Every line of input gives one line of output, in order; with --nbest N it gives N lines of line number, score and
-    translation, separated by tabs. Lines are written as soon as they are complete, and those that are being typed are
-    answered after a pause; what has been written when it is interrupted stays. Progress and speed go to standard error.
+    translation, separated by tabs. Lines are written in groups of 32 batches, in which they are sorted by length, and
+    those that are being typed are answered after a pause; what has been written when it is interrupted stays. Progress
+    and speed go to standard error.
 
     Example: echo "Dieses Paket enthält die Dokumentation." | dynaconv translate runs/demo
     """
@@ -78,7 +79,7 @@ class Translate(_Generate):
 class Summarize(_Generate):
     """Summarize documents, one in each line, from files or standard input to standard output.
 
-    As translate does it: a line of output for every line of input, in order, as soon as it is complete. Of a long
+    As translate does it: a line of output for every line of input, in order, in groups of 32 batches. Of a long
     document the beginning is read, as much as the model was trained on.
 
     Example: dynaconv summarize runs/summaries documents.txt

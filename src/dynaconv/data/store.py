@@ -1,4 +1,4 @@
-"""Folders that are made once and found again: whole, or not there."""
+"""Files and folders that are whole, or not there."""
 
 import errno
 import hashlib
@@ -35,6 +35,13 @@ def writing(folder: Path) -> Iterator[None]:
         if number not in _FULL and not _PART.search(str(error)):
             raise
         raise OSError(f"{folder} cannot be written ({error}): free some disk space") from error
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file in one step: who reads it finds all of it, or what was there before."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    partial.replace(path)
 
 
 def made_once(parent: Path, key: object, make: Callable[[Path], None]) -> Path:

@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from ..data.store import write_whole
+
 logger = logging.getLogger("dynaconv")
 
 WEIGHTS = "model.safetensors"
@@ -142,6 +144,4 @@ def average_weights(paths: list[Path]) -> dict[str, Tensor]:
 
 def save_averaged(paths: list[Path], destination: Path) -> None:
     """Write the average of some checkpoints to a safetensors file, in one step."""
-    partial = destination.with_suffix(".partial")
-    partial.write_bytes(save(average_weights(paths), metadata={"format": "pt"}))  # save_file would make it private
-    partial.rename(destination)
+    write_whole(destination, save(average_weights(paths), metadata={"format": "pt"}))  # save_file would make it private

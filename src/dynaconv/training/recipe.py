@@ -13,6 +13,8 @@ from annotated_types import Ge, Gt, Lt
 from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedConfig
 
+from ..data.store import write_whole
+
 Positive = Annotated[int, Ge(1), Lt(2**31)]
 Count = Annotated[int, Ge(0), Lt(2**31)]
 Seed = Annotated[int, Ge(0), Lt(2**32)]
@@ -155,10 +157,7 @@ def load_recipe(path: str | Path, kind: type[R]) -> R:
 
 def save_recipe(recipe: Any, path: Path) -> None:
     """Write every value of a recipe as YAML, in one step."""
-    partial = path.with_suffix(".partial")
-    text = yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True)
-    partial.write_text(text, encoding="utf-8")
-    partial.rename(path)
+    write_whole(path, yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True))
 
 
 def differences(old: Any, new: Any) -> list[str]:

@@ -22,7 +22,7 @@ from transformers.trainer_utils import SchedulerType
 
 from .. import __version__
 from ..data.arrays import TokenArrays
-from ..data.store import writing
+from ..data.store import write_whole, writing
 from .checkpoints import WEIGHTS, best_of, checkpoints, history_of, last_whole, save_averaged, step_of
 from .curves import plot_curves
 from .recipe import TrainConfig, differences, load_recipe, save_recipe
@@ -254,9 +254,7 @@ def _write_preamble(model: Any, recipe: Any, run: Path, origin: dict[str, Any]) 
         "command": sys.argv,
     }
     for name, content in ((_ORIGIN, origin), ("versions.json", versions)):
-        partial = run / f"{name}.partial"
-        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        partial.rename(run / name)  # in one step: other processes read it
+        write_whole(run / name, json.dumps(content, indent=1))  # other processes read it
     model.config.architectures = [type(model).__name__]  # as its `save_pretrained` does
     model.config.save_pretrained(run)
     model.generation_config.save_pretrained(run)

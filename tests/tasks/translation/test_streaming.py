@@ -81,6 +81,8 @@ def test_arguments_are_checked_before_anything_is_read(translator):
     lines = (pytest.fail("read") for _ in range(1))
     with pytest.raises(ValueError, match="nbest must be in 1..beams; got nbest = 3, beams = 2"):
         next(translator.stream(lines, nbest=3, beams=2))
+    with pytest.raises(ValueError, match="length_penalty must be a finite number; got nan"):
+        next(translator.stream(lines, length_penalty=float("nan")))
 
 
 @pytest.mark.parametrize("from_file", [True, False])

@@ -20,6 +20,7 @@ mpl.use("Agg")
 
 from matplotlib.figure import Figure
 
+from ...data.store import write_whole
 from .training import Experiment, train_once
 
 PRESETS = {
@@ -144,9 +145,7 @@ def _run(experiment: Experiment, key: tuple[str, int], path: Path, device: str) 
     started = time.perf_counter()
     result = train_once(experiment, name, seed, device, _count)
     result |= {"seed": seed, "seconds": round(time.perf_counter() - started, 1), "experiment": asdict(experiment)}
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    partial.rename(path)
+    write_whole(path, json.dumps(result, indent=1))
 
 
 def _count() -> None:
