@@ -102,7 +102,7 @@ def test_first_calls():
     [
         (["gpu"], "bench gpu needs a GPU"),
         (["cpu", "--shape", "1", "8", "96"], "D a multiple of 64"),
-        (["cpu", "--rounds", "0"], "rounds must be at least 1"),
+        (["cpu", "--rounds", "0"], "--rounds: input should be greater than or equal to 1"),
         (["cpu", "--output", "nowhere/bench.json"], "no folder nowhere"),
     ],
 )

@@ -1,5 +1,7 @@
 """`dynaconv convert-fairseq`, and the other commands on what it wrote."""
 
+import json
+
 import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
@@ -43,19 +45,24 @@ def test_converted_translated_and_evaluated(tmp_path, capsys):
         )
     best = [" ".join(symbols(tokens, target)) for tokens in arrays["main_left/beam4_lenpen1.0/tokens"][::4]]
     (tmp_path / "test.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in zip(lines, best)))
-    options = ("--source-lang", "de", "--target-lang", "en", "--hypotheses", tmp_path / "found.txt")
-    run("evaluate", tmp_path / "ours", tmp_path / "test.tsv", *options)
+    files = ("--hypotheses", tmp_path / "found.txt", "--json", tmp_path / "scores.json")
+    run("evaluate", tmp_path / "ours", tmp_path / "test.tsv", *files)
+    assert json.loads((tmp_path / "scores.json").read_text())["options"]["language"] == "yy"  # as the checkpoint says
     assert (tmp_path / "found.txt").read_text().splitlines() == best
     assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours").config.decoder_start_token_id == 2
 
 
 def test_bad_files_are_one_line(tmp_path, capsys):
     path = tmp_path / "model.pt"
-    path.write_bytes(b"no checkpoint")
-    with pytest.raises(SystemExit) as ended:
-        run("convert-fairseq", path, "--out", tmp_path / "ours")
-    assert ended.value.code == 2
-    message = capsys.readouterr().err
-    assert message.startswith(f"dynaconv: error: {path} is no whole checkpoint of PyTorch")
-    assert message.count("\n") == 1
+    for content, message in {
+        b"no checkpoint": "it begins with b'no checkpoint'",
+        b"": "it is empty",
+        checkpoint_of(tmp_path / "fairseq").read_bytes()[:2000]: "it is cut off or damaged",
+    }.items():
+        path.write_bytes(content)
+        with pytest.raises(SystemExit) as ended:
+            run("convert-fairseq", path, "--out", tmp_path / "ours")
+        assert ended.value.code == 2
+        printed = capsys.readouterr().err
+        assert printed == f"dynaconv: error: {path} is no whole checkpoint of PyTorch: {message}\n"
     assert not (tmp_path / "ours").exists()

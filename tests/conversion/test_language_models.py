@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dynaconv.cli import main
 from dynaconv.conversion.fairseq.convert import convert
 from dynaconv.models import LightConvForCausalLM
 from dynaconv.tasks.language_modelling.perplexity import predict
@@ -172,3 +173,13 @@ def test_matrices_that_differ_are_not_tied(tmp_path):
         ValueError, match=re.escape("tail.0.2.weight and decoder.embed_tokens.embeddings.1.0.weight must be equal")
     ):
         convert(checkpoint_of(tmp_path / "fairseq", "dyn_adaptive_tied", change=change), tmp_path / "ours")
+
+
+def test_a_language_model_does_not_translate(tmp_path, capsys):
+    convert(checkpoint_of(tmp_path / "fairseq", "light_tied"), tmp_path / "ours")
+    (tmp_path / "text.txt").write_text("a b\n")
+    for command in ("translate", "summarize", "score"):
+        with pytest.raises(SystemExit) as ended:
+            main([command, str(tmp_path / "ours"), str(tmp_path / "text.txt")])
+        assert ended.value.code == 2
+        assert f"the model in {tmp_path / 'ours'} is a language model" in capsys.readouterr().err

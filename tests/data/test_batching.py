@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynaconv.data.batching import Seq2SeqCollator, TokenBatchSampler
+from dynaconv.data.batching import Seq2SeqCollator, TokenBatchSampler, in_order, oldest_first
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=120)
 
@@ -30,6 +30,48 @@ def test_every_sentence_once_within_the_bound(lengths, max_tokens, shuffle, epoc
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
         assert max(max(lengths[i]) for i in batch) * len(batch) <= max_tokens
+
+
+@given(st.lists(st.none() | st.integers(0, 90), max_size=120), st.integers(1, 60), st.integers(1, 5))
+def test_the_oldest_item_is_never_left_behind(lengths, max_tokens, ahead):
+    read = []
+    items = (length if length is None else (len(read), read.append(length) or length) for length in lengths)
+    done = set()
+    for batch in oldest_first(items, lambda item: item[1], max_tokens, ahead):
+        waiting = set(range(len(read))) - done
+        numbers = [number for number, _ in batch]
+        assert min(waiting) in numbers
+        assert set(numbers) <= waiting
+        assert numbers == sorted(numbers)
+        assert len(batch) == 1 or max(length for _, length in batch) * len(batch) <= max_tokens
+        done.update(numbers)
+        others = sum(1 + read[number] for number in waiting - {len(read) - 1})
+        assert others <= ahead * max_tokens  # before the last one was read, there was room
+    assert len(done) == len([length for length in lengths if length is not None])
+
+
+def test_what_has_come_is_done_before_more_is_read():
+    read = []
+    items = (read.append(item) or item for item in [3, 1, None, 2])
+    batches = oldest_first(items, lambda item: item, 100)
+    assert next(batches) == [3, 1]
+    assert read == [3, 1, None]
+    assert list(batches) == [[2]]
+
+
+@given(st.lists(st.integers(0, 90), max_size=120), st.integers(1, 60))
+def test_results_come_in_the_order_of_the_items(lengths, max_tokens):
+    parts = list(in_order(lengths, lambda batch: [-length for length in batch], lambda length: length, max_tokens))
+    assert [result for part in parts for result in part] == [-length for length in lengths]
+    assert all(parts)  # something with every batch
+
+
+def test_similar_lengths_share_a_batch():
+    lengths = np.random.default_rng(0).geometric(0.05, 4000).tolist()
+    cost = sum(max(batch) * len(batch) for batch in oldest_first(lengths, lambda length: length, 800))
+    unsorted = [lengths[i : i + 20] for i in range(0, len(lengths), 20)]
+    assert cost < 1.1 * sum(lengths)
+    assert sum(max(batch) * len(batch) for batch in unsorted) > 2 * sum(lengths)
 
 
 @given(LENGTHS, st.integers(1, 9), st.integers(0, 3))

@@ -64,3 +64,8 @@ def test_languages_must_be_known(tmp_path):
     data = Unknown(train=str(write_tsv(tmp_path / "train.tsv", toy_pairs(60))), valid_size=5, test_size=5)
     with pytest.raises(ValueError, match="tokenizer.moses needs the languages"):
         prepare(data, TokenizerConfig(vocab_size=150, moses=True), tmp_path / "cache")
+
+
+def test_a_language_that_moses_does_not_know(caplog):
+    assert cut_words(["Dr. No said no."], "xx") == cut_words(["Dr. No said no."], "en")
+    assert "Moses has no list of abbreviations for the language 'xx'" in caplog.text

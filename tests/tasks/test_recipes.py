@@ -156,10 +156,30 @@ def test_without_the_data_a_dry_run_says_what_is_missing(command, capsys):
     assert "data.train must be given for data.format iwslt" in printed.err
 
 
+def test_the_cost_of_a_summarizer_without_its_data_is_of_documents(command, capsys):
+    """Where the hub cannot be reached; the head of the recipe has 1.3e9 target tokens, of its data."""
+    with pytest.raises(SystemExit):
+        command("train", RECIPES / "summarization/cnn_dailymail.yaml", "--dry-run", "--processes", "8")
+    plan = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    assert "sources of 400 and targets of 64 tokens" in plan
+    assert "1.31e+09 target tokens" in plan
+
+
+def test_a_sweep_is_no_recipe(command, capsys):
+    for arguments, message in (
+        (("train", RECIPES / "sweeps/mixers.yaml"), "mixers.yaml is a sweep over a recipe: dynaconv sweep "),
+        (("sweep", RECIPES / "translation/demo.yaml", "--output", "x"), "demo.yaml names no recipe to sweep over"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            command(*arguments)
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--processes", "0"), "--processes must be 1 or more; got 0"),
+        (("--processes", "0"), "--processes: input should be greater than or equal to 1; got 0"),
         (("--decoding.no_repeat_ngram_size", "1"), "no_repeat_ngram_size must be 0 or 2 and more"),
         (("--decoding.min_length", "600"), "max_length must be above min_length = 600; got 512"),
         (("--decoding.max_length", "0"), "max_length"),

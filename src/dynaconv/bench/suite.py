@@ -61,8 +61,6 @@ def bench(
     device = device or ("gpu" if torch.cuda.is_available() else "cpu")
     if device == "gpu" and not torch.cuda.is_available():
         raise ValueError("bench gpu needs a GPU, and PyTorch finds none; `dynaconv bench cpu` needs none")
-    if rounds < 1:
-        raise ValueError(f"rounds must be at least 1; got {rounds}")
     check_folders(output)
     if threads is not None:
         torch.set_num_threads(threads)

@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 try:
     import tyro
@@ -15,6 +15,7 @@ except ModuleNotFoundError as missing:
     sys.exit(f'dynaconv: error: {missing}: pip install "dynaconv[train]"')
 
 from ..tasks import TASKS
+from ..training.bounds import Positive, check_options
 from .options import (
     Bench,
     ConvertFairseq,
@@ -30,6 +31,8 @@ from .options import (
     SweepOptions,
     Translate,
 )
+
+T = TypeVar("T")
 
 _TRAIN = """Train a model from a recipe, which says for which task.
 
@@ -122,6 +125,10 @@ def _usage() -> str:
     )
 
 
+def _options(kind: type[T], command: str, arguments: list[str], **settings: Any) -> T:
+    return check_options(tyro.cli(kind, prog=f"dynaconv {command}", args=arguments, **settings), command)
+
+
 def _parse_recipe(command: str, description: str, arguments: list[str], run_options: bool) -> tuple[str, Any]:
     """The task and the options, of which `recipe` is one."""
     from ..training.recipe import check_recipe, read_recipe, task_in
@@ -131,6 +138,8 @@ def _parse_recipe(command: str, description: str, arguments: list[str], run_opti
         raise ValueError(f"give the recipe first: dynaconv {command} RECIPE.yaml [options]")
     content = read_recipe(path) if path else {}
     task = _known(task_in(content), str(path))
+    if "recipe" in content:
+        raise ValueError(f"{path} is a sweep over a recipe: dynaconv sweep {path} --output FOLDER")
     kind = _task(task, "recipe").Recipe
     recipe = check_recipe(content, kind, str(path))
 
@@ -148,11 +157,11 @@ def _parse_recipe(command: str, description: str, arguments: list[str], run_opti
         """Go on from the last whole checkpoint in the run folder; train.max_steps may grow, data may have moved."""
         dry_run: bool = False
         """Prepare and check the data, print what the run needs in memory, disk and compute, and stop."""
-        processes: int = int(os.environ.get("WORLD_SIZE", "1"))
+        processes: Positive = int(os.environ.get("WORLD_SIZE", "1"))
         """For --dry-run: on how many devices it would train."""
 
     options = Run if run_options else Prepare
-    parsed = tyro.cli(options, prog=f"dynaconv {command}", description=description, args=arguments)
+    parsed = _options(options, command, arguments, description=description)
     parsed.recipe = check_recipe(asdict(parsed.recipe), kind, "options")
     return task, parsed
 
@@ -172,7 +181,7 @@ def _train(arguments: list[str]) -> None:
 
 
 def _sweep(arguments: list[str]) -> None:
-    options = tyro.cli(SweepOptions, prog="dynaconv sweep", args=arguments)
+    options = _options(SweepOptions, "sweep", arguments)
     from ..training.sweep_report import sweep_recipe
 
     sweep_recipe(options.sweep, options.output, check=_check_content, workers=options.workers, overrides=options.set)
@@ -202,7 +211,7 @@ def _data(arguments: list[str]) -> None:
 
 
 def _translate(arguments: list[str]) -> None:
-    options = tyro.cli(Translate, prog="dynaconv translate", args=arguments)
+    options = _options(Translate, "translate", arguments)
     from ..seq2seq.report import generate_files
     from ..tasks.translation.translator import Translator
 
@@ -210,7 +219,7 @@ def _translate(arguments: list[str]) -> None:
 
 
 def _summarize(arguments: list[str]) -> None:
-    options = tyro.cli(Summarize, prog="dynaconv summarize", args=arguments)
+    options = _options(Summarize, "summarize", arguments)
     from ..seq2seq.report import generate_files
     from ..tasks.summarization.summarizer import Summarizer
 
@@ -218,7 +227,7 @@ def _summarize(arguments: list[str]) -> None:
 
 
 def _score(arguments: list[str]) -> None:
-    options = tyro.cli(Score, prog="dynaconv score", args=arguments)
+    options = _options(Score, "score", arguments)
     from ..tasks.translation.report import score_files
 
     score_files(**vars(options))
@@ -233,56 +242,56 @@ def _evaluate(arguments: list[str]) -> None:
     task = task_of(Path(arguments[0]) if arguments else None) or "translation"
     if task not in kinds:
         raise ValueError(f"{arguments[0]} is a model of {task}: dynaconv evaluate scores {' and '.join(kinds)}")
-    options = vars(tyro.cli(kinds[task], prog="dynaconv evaluate", args=arguments))
+    options = vars(_options(kinds[task], "evaluate", arguments))
     names = ("format", "source_lang", "target_lang", "source_name", "target_name", "source_column", "target_column")
     data = {name: options.pop(name) for name in names if name in options}
     _task(task, "report").evaluate_model(options.pop("model"), options.pop("data"), data=data, **options)
 
 
 def _perplexity(arguments: list[str]) -> None:
-    options = vars(tyro.cli(Perplexity, prog="dynaconv perplexity", args=arguments))
+    options = vars(_options(Perplexity, "perplexity", arguments))
     from ..tasks.language_modelling.report import print_perplexity
 
     print_perplexity(options.pop("model"), **options)
 
 
 def _generate(arguments: list[str]) -> None:
-    options = vars(tyro.cli(Generate, prog="dynaconv generate", args=arguments))
+    options = vars(_options(Generate, "generate", arguments))
     from ..tasks.language_modelling.generation import generate_text
 
     generate_text(options.pop("model"), options.pop("prompts"), **options)
 
 
 def _show_filters(arguments: list[str]) -> None:
-    options = vars(tyro.cli(ShowFilters, prog="dynaconv show-filters", args=arguments))
+    options = vars(_options(ShowFilters, "show-filters", arguments))
     from ..tasks.inspection.report import show_filters
 
     show_filters(options.pop("model"), options.pop("texts"), **options)
 
 
 def _recall(arguments: list[str]) -> None:
-    options = vars(tyro.cli(Recall, prog="dynaconv recall", args=arguments))
+    options = vars(_options(Recall, "recall", arguments))
     from ..tasks.recall.recall import recall
 
     recall(options.pop("preset"), options.pop("output"), **options)
 
 
 def _scaling(arguments: list[str]) -> None:
-    options = vars(tyro.cli(Scaling, prog="dynaconv scaling", args=arguments))
+    options = vars(_options(Scaling, "scaling", arguments))
     from ..tasks.language_modelling.scaling_report import print_scaling
 
     print_scaling(options.pop("runs"), **options)
 
 
 def _convert_fairseq(arguments: list[str]) -> None:
-    options = tyro.cli(ConvertFairseq, prog="dynaconv convert-fairseq", args=arguments)
+    options = _options(ConvertFairseq, "convert-fairseq", arguments)
     from ..conversion.fairseq.report import convert_checkpoint
 
     convert_checkpoint(**vars(options))
 
 
 def _bench(arguments: list[str]) -> None:
-    options = tyro.cli(Bench, prog="dynaconv bench", args=arguments)
+    options = _options(Bench, "bench", arguments)
     from ..bench.suite import bench
 
     bench(**vars(options))

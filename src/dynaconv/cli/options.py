@@ -4,26 +4,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
+
+from ..training.bounds import Above0, Count, NotNegative, Positive, Seed, UpTo1
 
 Convolutions = Literal["none", "static", "headwise", "lowrank"]
 
 
 @dataclass(kw_only=True)
 class _Decoding:
-    ensemble: tuple[Path, ...] = ()
-    """More models of the same vocabulary, such as other runs: the mean of the probabilities decides."""
-    beams: int | None = None
+    ensemble: Annotated[tuple[Path, ...], UseAppendAction] = ()
+    """One more model of the same vocabulary, such as another run; may be given several times: the mean of the
+    probabilities decides."""
+    beams: Positive | None = None
     """Width of the beam; 1: greedy. Default of this and what follows: as the model's recipe says."""
     length_penalty: float | None = None
     """Score = log-probability / length ** length_penalty."""
-    no_repeat_ngram_size: int | None = None
+    no_repeat_ngram_size: Count | None = None
     """No output has so many tokens in a row twice; 0: all may repeat."""
-    min_length: int | None = None
+    min_length: Count | None = None
     """Tokens of an output at least, without its end."""
-    max_length: int | None = None
+    max_length: Count | None = None
     """Tokens of an output at most, with its end."""
-    max_tokens: int = 4000
+    max_tokens: Positive = 4000
     """Batch size: source tokens x beams."""
     device: str | None = None
     """Such as cpu or cuda; default: a GPU if there is one."""
@@ -34,8 +37,8 @@ class _Generate(_Decoding):
     model: Positional[Path]
     """Folder of a run, or of a checkpoint in it."""
     files: Positional[tuple[Path, ...]] = ()
-    """Text in UTF-8; none: standard input."""
-    nbest: int = 1
+    """Text in UTF-8; none, or -: standard input."""
+    nbest: Positive = 1
     """Outputs per line."""
     prefix: str = ""
     """Whole words with which every output begins."""
@@ -56,7 +59,7 @@ class SweepOptions:
     """A YAML file, such as recipes/sweeps/learning_rates.yaml."""
     output: Path
     """Folder of the runs, and of results.json, sweep.png and curves.png."""
-    workers: int = 1
+    workers: Positive = 1
     """Runs side by side: they share the threads of the CPU, or take turns in the GPUs."""
     set: tuple[str, ...] = ()
     """section.key=value for all runs, such as data.train=my.tsv."""
@@ -67,9 +70,9 @@ class Translate(_Generate):
     """Translate lines of text, from files or standard input to standard output.
 
     Every line of input gives one line of output, in order; with --nbest N it gives N lines of line number, score and
-    translation, separated by tabs. Lines are written in groups of 32 batches, in which they are sorted by length, and
-    those that are being typed are answered after a pause; what has been written when it is interrupted stays. Progress
-    and speed go to standard error.
+    translation, separated by tabs. Lines are written batch by batch as their turn comes, and those that are being typed
+    are answered after a pause; what has been written when it is interrupted stays. Progress and speed go to standard
+    error.
 
     Example: echo "Dieses Paket enthält die Dokumentation." | dynaconv translate runs/demo
     """
@@ -79,8 +82,9 @@ class Translate(_Generate):
 class Summarize(_Generate):
     """Summarize documents, one in each line, from files or standard input to standard output.
 
-    As translate does it: a line of output for every line of input, in order, in groups of 32 batches. Of a long
-    document the beginning is read, as much as the model was trained on.
+    As translate does it: a line of output for every line of input, in order, as its turn comes. Of a long document the
+    beginning is read, as much as the model was trained on. What a model that convert-fairseq made was trained for is
+    not known: it is taken at your word.
 
     Example: dynaconv summarize runs/summaries documents.txt
     """
@@ -90,8 +94,9 @@ class Summarize(_Generate):
 class Score:
     """Print the log-probability of given translations, and the number of their tokens, for reranking.
 
-    Every line of input is a source, a tab and a translation; every line of output the natural logarithm of the
-    probability of the translation and its end, a tab and how many tokens these are.
+    Every line of input is a source, a tab and a translation, or other columns; every line of output the natural
+    logarithm of the probability of the translation and its end, a tab and how many tokens these are. They are the
+    tokens that the text is cut into: a search may find a text in others, and then its score is another.
 
     Example: dynaconv score runs/demo runs/demo/test.tsv
     """
@@ -99,8 +104,12 @@ class Score:
     model: Positional[Path]
     """Folder of a run, or of a checkpoint in it."""
     files: Positional[tuple[Path, ...]] = ()
-    """Text in UTF-8; none: standard input."""
-    max_tokens: int = 4000
+    """Text in UTF-8; none, or -: standard input."""
+    source_column: Count = 0
+    """Column of the source, counted from 0."""
+    target_column: Count = 1
+    """Column of the translation."""
+    max_tokens: Positive = 4000
     """Batch size: tokens of the longer side."""
     device: str | None = None
     """Such as cpu or cuda; default: a GPU if there is one."""
@@ -111,14 +120,16 @@ class _Evaluate(_Decoding):
     model: Positional[Path]
     """Folder of a run, or of a checkpoint in it."""
     data: Positional[str]
-    """The test set, as in a recipe's data section: a TSV file, or what --format says."""
-    source_column: int = 0
-    target_column: int = 1
+    """The test set, as in a recipe's data section: a TSV file, - for one on standard input, or what --format says."""
+    source_column: Count = 0
+    """Column of the source in a TSV file, counted from 0."""
+    target_column: Count = 1
+    """Column of what it is compared with."""
     json_path: Annotated[Path | None, arg(name="json")] = None
     """Write scores, how they were computed, and speed here."""
     hypotheses_path: Annotated[Path | None, arg(name="hypotheses")] = None
     """Write the outputs here, one per line."""
-    samples: int = 0
+    samples: Count = 0
     """Show this many sources with reference and output."""
 
 
@@ -129,6 +140,7 @@ class Evaluate(_Evaluate):
     For a summarization model: ROUGE, with other options; dynaconv evaluate MODEL --help shows them.
 
     Example: dynaconv evaluate runs/demo runs/demo/test.tsv --json scores.json
+
     Example: dynaconv evaluate runs/wmt wmt14/full --format sacrebleu --baseline other_system.txt
     """
 
@@ -137,7 +149,7 @@ class Evaluate(_Evaluate):
     source_lang: str | None = None
     """Default: the language of the model's recipe."""
     target_lang: str | None = None
-    """The same; decides how BLEU cuts words."""
+    """The same; decides how BLEU cuts words. Models that convert-fairseq made say both."""
     references: tuple[Path, ...] = ()
     """Files with more references, one in each line."""
     baseline: Path | None = None
@@ -164,7 +176,7 @@ class EvaluateSummaries(_Evaluate):
     """Of the documents, where --format is not tsv; default: as in the model's recipe."""
     target_name: str | None = None
     """Of the summaries."""
-    lead: int = 1
+    lead: Positive = 1
     """First sentences of a document that stand beside the model (CNN/DailyMail: 3)."""
 
 
@@ -173,24 +185,25 @@ class Perplexity:
     """Print how well a causal language model predicts text: perplexity, and bits for each byte.
 
     The model is a folder of Hugging Face's format, grafted or not, or what convert-fairseq made of a language model.
-    The end of a line counts as a word.
+    The end of a line counts as a word where it is predicted: of a --sequences file only if the tokenizer keeps it.
 
     Example: dynaconv perplexity models/lm valid.txt --sequences line
+
     Example: dynaconv perplexity runs/tiny book.txt --window 1024 --overlap 512
     """
 
     model: Positional[Path]
     """Folder of the model and its tokenizer."""
     files: Positional[tuple[Path, ...]] = ()
-    """Text in UTF-8; none: standard input."""
+    """Text in UTF-8; none, or -: standard input."""
     sequences: Literal["file", "line", "joined"] = "file"
     """file: all of it is one text; line: each line is a sequence by itself, whose end is predicted (One Billion Word);
     joined: the same, one behind the other (fairseq's --sample-break-mode none)."""
-    window: int | None = None
+    window: Positive | None = None
     """Tokens at a time; default: as many as the model is meant for, but at most 4,096."""
-    overlap: int = 0
+    overlap: Count = 0
     """Tokens of a window that are context alone, and were predicted before."""
-    max_tokens: int = 4096
+    max_tokens: Positive = 4096
     """Batch size."""
     json_path: Annotated[Path | None, arg(name="json")] = None
     """Write the result here."""
@@ -215,11 +228,11 @@ class Recall:
     """Task and network; small: minutes on two CPU cores."""
     convolutions: tuple[Convolutions, ...] = get_args(Convolutions)
     """After the projections to queries, keys and values."""
-    seeds: int = 3
+    seeds: Positive = 3
     """Runs of each: seeds 1, 2, ..."""
-    steps: int | None = None
+    steps: Positive | None = None
     """Updates; default: as the preset says."""
-    workers: int | None = None
+    workers: Positive | None = None
     """Processes that train beside each other; default: one on a GPU, or else one for each thread."""
     device: str | None = None
     """Such as cpu or cuda; default: a GPU if there is one."""
@@ -239,19 +252,19 @@ class Generate:
     """Folder of the model and its tokenizer."""
     prompts: Positional[tuple[str, ...]] = ()
     """Beginnings, each in quotation marks; none: the lines of standard input."""
-    max_new_tokens: int = 100
+    max_new_tokens: Positive = 100
     """Behind each prompt at most."""
-    temperature: float = 1.0
+    temperature: NotNegative = 1.0
     """Of the probabilities: below 1 what is likely becomes more so; 0: always the most likely token."""
-    top_k: int = 50
+    top_k: Count = 50
     """Draw from so many of the most likely tokens; 0: from all."""
-    top_p: float = 1.0
+    top_p: UpTo1 = 1.0
     """Draw from the most likely tokens that have this probability together."""
-    repetition_penalty: float = 1.0
+    repetition_penalty: Above0 = 1.0
     """Above 1: tokens that are there already become less likely."""
-    samples: int = 1
+    samples: Positive = 1
     """Texts for each prompt."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Of what is drawn; default: another one each time."""
     device: str | None = None
     """Such as cpu or cuda; default: a GPU if there is one."""
@@ -314,7 +327,7 @@ class ConvertFairseq:
     """The folder to write; must not exist, or be empty."""
     dicts: Path | None = None
     """Folder with dict.LANG.txt of both languages (or dict.joined.txt for both), or dict.txt, and bpecodes or code;
-    default: the checkpoint's."""
+    default: the checkpoint's. That it is another model's shows only in its size: try a sentence."""
 
 
 @dataclass
@@ -335,9 +348,9 @@ class Bench:
     """Default: float32 on a CPU, bfloat16 on a GPU."""
     operators: tuple[Literal["static", "lightconv", "headwise", "dynamicconv", "lowrank"], ...] = ()
     """What to compute; none: everything."""
-    rounds: int = 9
+    rounds: Positive = 9
     """Measurements of every contestant."""
-    threads: int | None = None
+    threads: Positive | None = None
     """On a CPU; default: as many as PyTorch takes."""
     compiled: Annotated[bool, arg(name="compile")] = True
     """Also the reference under torch.compile, which takes minutes; left out where there is no C++ compiler."""

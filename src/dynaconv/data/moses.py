@@ -1,10 +1,14 @@
 """Words as the Moses scripts cut them: punctuation normalised, every sign a word of its own (the 2019 paper's data)."""
 
+import logging
 from collections.abc import Iterable
 from functools import cache
 
 from sacremoses import MosesDetokenizer, MosesPunctNormalizer, MosesTokenizer
+from sacremoses.tokenize import nonbreaking_prefixes
 from tqdm import tqdm
+
+logger = logging.getLogger("dynaconv")
 
 
 def cut_words(lines: Iterable[str], language: str, title: str | None = None) -> list[str]:
@@ -29,6 +33,8 @@ def join_words(lines: Iterable[str], language: str) -> list[str]:
 # Each reads its rules from files: once for a language, not for every line that is translated.
 @cache
 def _cutters(language: str) -> tuple[MosesPunctNormalizer, MosesTokenizer]:
+    if language not in nonbreaking_prefixes.available_langs:
+        logger.warning("Moses has no list of abbreviations for the language %r: those of English are taken", language)
     return MosesPunctNormalizer(language), MosesTokenizer(language)
 
 

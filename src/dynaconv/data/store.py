@@ -75,8 +75,16 @@ def made_once(parent: Path, key: object, make: Callable[[Path], None]) -> Path:
 
 
 def state_of(files: Iterable[Path]) -> list[list]:
-    """Path, size and modification time of the files that there are: part of a key."""
-    found = [(path.resolve(), path.stat()) for path in sorted(files) if path.is_file()]
+    """Path, size and modification time of the files that there are: part of a key.
+
+    Raises:
+        ValueError: a pipe, of which nothing says whether it has the same text again.
+    """
+    there = [path for path in sorted(files) if path.exists() and not path.is_dir()]
+    for path in there:
+        if not path.is_file():
+            raise ValueError(f"{path} is a pipe, which can be read only once: write its text to a file")
+    found = [(path.resolve(), path.stat()) for path in there]
     return [[str(path), status.st_size, status.st_mtime_ns] for path, status in found]
 
 

@@ -69,6 +69,11 @@ def moses_language(tokenizer: PreTrainedTokenizerBase, column: str) -> str | Non
     return tokenizer.init_kwargs.get("moses", {}).get(column)
 
 
+def languages_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """{column: language} of the model that a tokenizer was converted with; {}: it does not say."""
+    return tokenizer.init_kwargs.get("languages", {})
+
+
 def save_tokenizers(tokenizers: Tokenizers, directory: Path) -> None:
     """Write the tokenizers of a model: into its folder, or a folder in it for each column where they differ."""
     first, *others = tokenizers.values()

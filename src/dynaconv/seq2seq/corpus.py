@@ -22,7 +22,7 @@ from ..data.tokenizer import (
     tokenize,
     train_tokenizers,
 )
-from ..training.recipe import Count, Positive, Seed
+from ..training.bounds import Count, Positive, Seed
 
 logger = logging.getLogger("dynaconv")
 
@@ -71,6 +71,10 @@ class PairConfig:
     def limits(self) -> dict[str, int | None]:
         """{side: tokens to which it is cut, with the end of sequence; None: it is not}."""
         return dict.fromkeys(SIDES)
+
+    def usual_lengths(self) -> dict[str, int]:
+        """{side: tokens of a usual sequence}, for what a run costs where the data is not there."""
+        return dict.fromkeys(SIDES, 32)
 
     def reason_to_drop(self, source: str, target: str) -> str | None:
         """Why a training pair of which no side is empty is not good enough; None: it is."""

@@ -14,8 +14,6 @@ from .corpus import SIDES, SPLITS, Corpus, prepare
 from .recipe import PairRecipe
 from .training import check_before_data, configuration
 
-USUAL_TOKENS = 32  # of a sequence, where the data is not there
-
 
 def dry_run(recipe: PairRecipe[Any], run: Path, *, resume: bool, processes: int, **decided: Any) -> None:
     """Check what a run needs and print it.
@@ -30,7 +28,7 @@ def dry_run(recipe: PairRecipe[Any], run: Path, *, resume: bool, processes: int,
         **decided: values of the model's configuration, where the recipe does not say them.
 
     Raises:
-        ValueError: no process, the folder holds something already, the recipe does not fit together, the data is not
+        ValueError: the folder holds something already, the recipe does not fit together, the data is not
             given or cannot be used, or there is too little disk or memory; before the last three a table of all that is
             known is printed.
         FileNotFoundError: no such file.
@@ -48,13 +46,14 @@ def dry_run(recipe: PairRecipe[Any], run: Path, *, resume: bool, processes: int,
     loss = TokenLoss(recipe.train.label_smoothing)
     print_needs(
         title, model, _batches(recipe, corpus), loss, recipe.train, run,
-        processes=processes, data=_describe(corpus), unit="target tokens", missing=missing,
+        processes=processes, data=_describe(recipe, corpus), unit="target tokens", missing=missing,
     )  # fmt: skip
 
 
-def _describe(corpus: Corpus | None) -> str:
+def _describe(recipe: PairRecipe[Any], corpus: Corpus | None) -> str:
     if corpus is None:
-        return f"not there; the figures are for sequences of {USUAL_TOKENS} tokens"
+        source, target = recipe.data.usual_lengths().values()
+        return f"not there; the figures are for sources of {source} and targets of {target} tokens"
     counts = [int(corpus.train.lengths[side].sum()) for side in SIDES]
     sizes = ", ".join(f"{name} {len(getattr(corpus, name)):,}" for name in SPLITS)
     most = max(int(corpus.train.lengths[side].max()) for side in SIDES)
@@ -64,8 +63,9 @@ def _describe(corpus: Corpus | None) -> str:
 def _batches(recipe: PairRecipe[Any], corpus: Corpus | None) -> Batches:
     collate, max_tokens = Seq2SeqCollator(), recipe.train.max_tokens
     if corpus is None:
-        ids = np.zeros(min(USUAL_TOKENS, max_tokens), np.int64)
-        batch = collate([dict.fromkeys(SIDES, ids)] * (max_tokens // len(ids)))
+        lengths = {side: min(length, max_tokens) for side, length in recipe.data.usual_lengths().items()}
+        pair = {side: np.zeros(length, np.int64) for side, length in lengths.items()}
+        batch = collate([pair] * (max_tokens // max(lengths.values())))
         return Batches(batch["labels"].numel(), batch, batch)
     batches = list(TokenBatchSampler.of(corpus.train, max_tokens, shuffle=False))
     usual, longest = (collate([corpus.train[i] for i in rows]) for rows in (batches[len(batches) // 2], batches[-1]))

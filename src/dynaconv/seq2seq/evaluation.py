@@ -25,12 +25,15 @@ def generate_timed(generator: SequenceGenerator, sources: Sequence[str], **searc
     started = time.perf_counter()
     hypotheses = [best[0].text for best in generator.generate(sources, progress=True, **search)]
     seconds = time.perf_counter() - started
+    said: dict[str, Any] = asdict(Search.of(generator.model, **search))
+    if not said["max_length"]:
+        said["max_length"] = "2 x source + 20"
     return {
         "hypotheses": hypotheses,
         "sentences": len(hypotheses),
         "seconds": round(seconds, 2),
         "sentences_per_second": round(len(hypotheses) / seconds, 2),
-        "search": asdict(Search.of(generator.model, **search)),
+        "search": said,
     }
 
 

@@ -2,29 +2,30 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from functools import cached_property, partial
+from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Self
 
-from ..data.batching import sorted_batches
+from ..data.batching import NO_LABEL, in_order
 from ..data.moses import cut_words, join_words
 from ..data.tokenizer import load_tokenizers, moses_language
 from ..models import LightConvEnsemble  # its package makes AutoModelForSeq2SeqLM know our models
 from ..training.checkpoints import WEIGHTS, checkpoints, loading
-from ..training.loading import load_network
+from ..training.loading import load_network, read_config
 from ..training.recipe import task_of
 from .corpus import SIDES
-from .search import Hypothesis, Search, search_sorted
+from .prefixes import Prefix, continuing_tokens
+from .search import Hypothesis, Search, check_room, search_batch
 
 logger = logging.getLogger("dynaconv")
-
-WINDOW_BATCHES = 32  # of lines that `SequenceGenerator.stream` sorts by length: 5% more padding than without windows
 
 
 class SequenceGenerator:
@@ -75,6 +76,12 @@ class SequenceGenerator:
             raise FileNotFoundError(f"no model in {path} ({WEIGHTS}): {hint}")
         if (trained := task_of(path)) not in (None, cls.task):
             raise ValueError(f"the model in {path} was trained for {trained}, not for {cls.task}")
+        config = read_config(path)
+        if not config.is_encoder_decoder:
+            raise ValueError(
+                f"the model in {path} is a language model: {cls.task} needs an encoder-decoder; dynaconv generate and "
+                "perplexity take this one"
+            )
         with loading(path) as usual:
             # Without an answer transformers would ask on standard input, where the text to translate comes from.
             model = load_network(AutoModelForSeq2SeqLM.from_pretrained, path)
@@ -118,16 +125,46 @@ class SequenceGenerator:
                 says.
 
         Raises:
-            ValueError: fewer beams than results wanted, or prefixes that are not as many as lines, or too long.
+            TypeError: lines or prefixes that are no strings, or a string alone; an unknown option.
+            ValueError: a number out of bounds, fewer beams than results wanted, or prefixes that are not as many as
+                lines, or too long.
         """
-        begun = [[]] * len(lines) if prefixes is None else [self._encode_prefix(prefix) for prefix in prefixes]
-        if len(begun) != len(lines):
-            raise ValueError(f"prefixes must be one for each of the {len(lines)} lines; got {len(begun)}")
+        _check_texts(lines=lines)
+        begun = [""] * len(lines) if prefixes is None else prefixes
+        _check_texts(lines=lines, prefixes=begun)
+        options = Search.of(self.model, **search)
+        known = {prefix: self._prefix(prefix, options) for prefix in set(begun)}
+        pairs = [(line, known[prefix]) for line, prefix in zip(lines, begun, strict=True)]
         with tqdm(total=len(lines), unit="line", disable=not progress) as bar:
-            encoded = [self._encode(line, number) for number, line in enumerate(lines, 1)]
-            return self._search(encoded, Search.of(self.model, **search), bar, begun)
+            return list(chain.from_iterable(self._stream(pairs, options, bar)))
 
-    @torch.inference_mode()
+    def stream(
+        self, lines: Iterable[str | None], *, prefix: str = "", progress: bool = False, total: int | None = None,
+        **search: Any,
+    ) -> Iterator[list[list[Hypothesis]]]:  # fmt: skip
+        """What `generate` returns, in parts: the results for the next lines as soon as they are there.
+
+        Every batch has the line that has waited longest, beside lines of similar length; no more than what 32 batches
+        have is read ahead.
+
+        Args:
+            lines: source text, read as needed; None: nothing more for now, go on with what has come.
+            prefix: whole words with which every result begins.
+            progress: show a progress bar.
+            total: how many lines there are, for the progress bar; None: not known.
+            **search: as in `generate`.
+
+        Raises:
+            TypeError: a string alone instead of lines, or an unknown option.
+            ValueError: a number out of bounds, fewer beams than results wanted, or a prefix that is too long.
+        """
+        _check_texts(lines=lines if isinstance(lines, str) else ())
+        _check_texts(prefix=[prefix])
+        options = Search.of(self.model, **search)
+        begun = self._prefix(prefix, options)
+        with tqdm(total=total, unit="line", disable=not progress) as bar:
+            yield from self._stream((line if line is None else (line, begun) for line in lines), options, bar)
+
     def score(
         self, sources: Sequence[str], targets: Sequence[str], *, progress: bool = False, max_tokens: int = 4000
     ) -> list[tuple[float, int]]:
@@ -141,72 +178,35 @@ class SequenceGenerator:
 
         Returns:
             for each pair the natural logarithm of the probability of the result and its end, and how many tokens
-            these are: `score` of a hypothesis of them is the first / the second ** length_penalty.
+            these are: `score` of a hypothesis of the same tokens is the first / the second ** length_penalty. They are
+            the tokens that the text is cut into; a search may find a text in others, and then scores it otherwise.
 
         Raises:
+            TypeError: sides that are no lists of strings.
             ValueError: not as many targets as sources, or a side that is longer than the model takes.
         """
-        if len(sources) != len(targets):
-            raise ValueError(f"targets must be one for each of the {len(sources)} sources; got {len(targets)}")
-        config, pairs = self.model.config, []
-        limits = {"source": config.max_source_positions, "target": config.max_target_positions - 1}
-        for number, pair in enumerate(zip(sources, targets, strict=True), 1):
-            pairs.append([self.encode(side, text) for side, text in zip(SIDES, pair, strict=True)])
-            for side, ids in zip(SIDES, pairs[-1], strict=True):
-                if len(ids) > limits[side]:
-                    raise ValueError(
-                        f"pair {number}: the {side} has {len(ids)} tokens, the model takes {limits[side]}: cut it"
-                    )
-        found: list[tuple[float, int]] = [(0.0, 0)] * len(pairs)
+        _check_texts(sources=sources, targets=targets)
+        pairs = list(zip(sources, targets, strict=True))
         with tqdm(total=len(pairs), unit="pair", disable=not progress) as bar:
-            for batch in sorted_batches([max(map(len, pair)) for pair in pairs], max_tokens):
-                sides = [
-                    self.tokenizers[side].pad({"input_ids": [pairs[i][n] for i in batch]}, return_tensors="pt")
-                    for n, side in enumerate(SIDES)
-                ]
-                source, target = (side.to(self.model.device) for side in sides)
-                labels = target["input_ids"].masked_fill(target["attention_mask"] == 0, -100)
-                shifted = self.model.prepare_decoder_input_ids_from_labels(labels)
-                logits = self.model(**source, decoder_input_ids=shifted, use_cache=False).logits
-                losses = F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
-                counts = target["attention_mask"].sum(1).tolist()
-                for i, loss, count in zip(batch, losses.sum(1).tolist(), counts, strict=True):
-                    found[i] = (-loss, count)
-                bar.update(len(batch))
-        return found
+            return list(chain.from_iterable(self._score(pairs, max_tokens, bar)))
 
-    def stream(
-        self, lines: Iterable[str | None], *, prefix: str = "", progress: bool = False, total: int | None = None,
-        **search: Any,
-    ) -> Iterator[list[list[Hypothesis]]]:  # fmt: skip
-        """What `generate` returns, in parts: the results for the next lines as soon as they are complete.
-
-        Lines are sorted by length within windows of 32 batches, and no more than a window of them is read ahead.
+    def score_stream(
+        self, pairs: Iterable[tuple[str, str] | None], *, progress: bool = False, total: int | None = None,
+        max_tokens: int = 4000,
+    ) -> Iterator[list[tuple[float, int]]]:  # fmt: skip
+        """What `score` returns, in parts, as `stream` gives results.
 
         Args:
-            lines: source text, read as needed; None: nothing more for now, go on with what has come.
-            prefix: whole words with which every result begins.
+            pairs: source text and a result, read as needed; None: nothing more for now.
             progress: show a progress bar.
-            total: how many lines there are, for the progress bar; None: not known.
-            **search: as in `generate`.
+            total: how many pairs there are, for the progress bar; None: not known.
+            max_tokens: batch size, tokens of the longer side.
 
         Raises:
-            ValueError: fewer beams than results wanted, or a prefix that is too long.
+            ValueError: a side that is longer than the model takes.
         """
-        options, begun = Search.of(self.model, **search), self._encode_prefix(prefix)
-        window: list[list[list[int]]] = []
-        tokens = number = 0
-        with tqdm(total=total, unit="line", disable=not progress) as bar:
-            for line in lines:
-                if line is not None:
-                    number += 1
-                    window.append(self._encode(line, number))
-                    tokens += 1 + sum(map(len, window[-1]))
-                if window and (line is None or tokens >= WINDOW_BATCHES * options.batch_tokens):
-                    yield self._search(window, options, bar, [begun] * len(window))
-                    window, tokens = [], 0
-            if window:
-                yield self._search(window, options, bar, [begun] * len(window))
+        with tqdm(total=total, unit="pair", disable=not progress) as bar:
+            yield from self._score(pairs, max_tokens, bar)
 
     def generate_distributed(self, lines: Sequence[str]) -> list[str]:
         """Greedy results, each process of a distributed run doing its share and all receiving everything."""
@@ -220,50 +220,145 @@ class SequenceGenerator:
         return [everything[i] for i in range(len(lines))]
 
     def _encode(self, line: str, number: int) -> list[list[int]]:
-        """Token ids of a line, in pieces the model can take; no piece for an empty line."""
+        """Token ids of a line, in pieces the model can take; an empty one for an empty line."""
         if not line.strip():
-            return []
+            return [[]]
         ids = self.encode("source", line)
         unknown = ids.count(self.tokenizers["source"].unk_token_id)
         if unknown > len(ids) // 3:
             logger.warning("line %d: %d of %d tokens are unknown to the model", number, unknown, len(ids) - 1)
         return [ids] if len(ids) <= self.limit else self.shorten(line, ids, number)
 
-    def _encode_prefix(self, prefix: str) -> list[int]:
-        ids = self.encode("target", prefix)[:-1]
+    def _prefix(self, text: str, search: Search) -> Prefix:
+        ids = self.encode("target", text)[:-1]
         if unknown := ids.count(self.tokenizers["target"].unk_token_id):
-            logger.warning("prefix %r: %d of %d tokens are unknown to the model", prefix, unknown, len(ids))
+            logger.warning("prefix %r: %d of %d tokens are unknown to the model", text, unknown, len(ids))
         limit = self.model.config.max_target_positions - 2  # after the start, before the end
         if len(ids) > limit:
-            raise ValueError(f"a prefix may have {limit} tokens, got {len(ids)}: {prefix[:60]}...")
-        return ids
+            raise ValueError(f"a prefix may have {limit} tokens, got {len(ids)}: {text[:60]}...")
+        prefix = Prefix.of(text, ids)
+        check_room(self.model, search, prefix)
+        return prefix
+
+    @cached_property
+    def _continuing(self) -> Tensor:
+        return continuing_tokens(self.tokenizers["target"]).to(self.model.device)
+
+    def _stream(
+        self, lines: Iterable[tuple[str, Prefix] | None], search: Search, bar: tqdm
+    ) -> Iterator[list[list[Hypothesis]]]:
+        """Results for lines with the prefixes of their first pieces; None: nothing more for now."""
+
+        def pieces() -> Iterator[_Piece | None]:
+            number = 0
+            for line in lines:
+                if line is None:
+                    yield None
+                    continue
+                number += 1
+                text, prefix = line
+                encoded = self._encode(text, number)
+                for k, ids in enumerate(encoded, 1):
+                    yield _Piece(ids, prefix if k == 1 else _NO_PREFIX, k == len(encoded))
+
+        parts: list[list[Hypothesis]] = []
+        cut: list[int] = []
+        compute = partial(self._search, search=search, cut=cut)
+        try:
+            for results in in_order(pieces(), compute, lambda piece: len(piece.ids), search.batch_tokens):
+                done = []
+                for is_last, hypotheses in results:
+                    parts.append(hypotheses)
+                    if is_last:
+                        done.append(_join(parts))
+                        parts = []
+                bar.update(len(done))
+                yield done
+        finally:
+            if any(cut):
+                logger.warning("%d outputs are cut at their maximal length: see --max-length", sum(cut))
 
     def _search(
-        self, lines: list[list[list[int]]], search: Search, bar: tqdm, prefixes: list[list[int]]
-    ) -> list[list[Hypothesis]]:
-        """Results for lines in pieces, of which the first begins with the prefix of the line."""
-        pieces = [piece for line in lines for piece in line]
-        owners = [number for number, line in enumerate(lines) for _ in line]
-        missing = [len(line) for line in lines]
-        found: list[list[Hypothesis]] = [[] for _ in pieces]
-        bar.update(missing.count(0))
-        begun = [prefixes[n] if i == 0 else [] for n, line in enumerate(lines) for i in range(len(line))]
+        self, pieces: list["_Piece"], search: Search, cut: list[int]
+    ) -> Iterator[tuple[bool, list[Hypothesis]]]:
+        """Whether a piece is the last one of its line, and its results: empty ones where it has no tokens."""
+        begun = [piece for piece in pieces if piece.ids]
+        sides = [piece.ids for piece in begun], [piece.prefix for piece in begun]
+        continuing = self._continuing if any(prefix.ids for prefix in sides[1]) else None
+        searched, count = search_batch(self.model, *sides, self.tokenizers, search, continuing) if begun else ([], 0)
+        cut.append(count)
+        found = iter(searched)
         language = moses_language(self.tokenizers["target"], "target")
-        for i, hypotheses in search_sorted(self.model, pieces, self.tokenizers, search, begun):
-            texts = [hypothesis.text for hypothesis in hypotheses]
-            texts = join_words(texts, language) if language else texts
-            found[i] = [Hypothesis(text, score) for text, (_, score) in zip(texts, hypotheses, strict=True)]
-            missing[owners[i]] -= 1
-            bar.update(missing[owners[i]] == 0)
-        parts = iter(found)
-        return [_join(list(islice(parts, len(line))), search.nbest) for line in lines]
+        for piece in pieces:
+            hypotheses = next(found) if piece.ids else [Hypothesis("", 0.0)] * search.nbest
+            if language:
+                texts = join_words([hypothesis.text for hypothesis in hypotheses], language)
+                hypotheses = [Hypothesis(text, score) for text, (_, score) in zip(texts, hypotheses, strict=True)]
+            yield piece.is_last, hypotheses
+
+    def _score(
+        self, pairs: Iterable[tuple[str, str] | None], max_tokens: int, bar: tqdm
+    ) -> Iterator[list[tuple[float, int]]]:
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens must be a whole number from 1; got {max_tokens}")
+        numbers = count(1)
+        encoded = (pair if pair is None else self._encode_pair(pair, next(numbers)) for pair in pairs)
+        for found in in_order(encoded, self._score_batch, lambda pair: max(map(len, pair)), max_tokens):
+            bar.update(len(found))
+            yield found
+
+    def _encode_pair(self, pair: tuple[str, str], number: int) -> list[list[int]]:
+        config = self.model.config
+        limits = config.max_source_positions, config.max_target_positions - 1
+        encoded = [self.encode(side, text) for side, text in zip(SIDES, pair, strict=True)]
+        for side, ids, limit in zip(SIDES, encoded, limits, strict=True):
+            if len(ids) > limit:
+                raise ValueError(f"pair {number}: the {side} has {len(ids)} tokens, the model takes {limit}: cut it")
+        return encoded
+
+    @torch.inference_mode()
+    def _score_batch(self, pairs: list[list[list[int]]]) -> list[tuple[float, int]]:
+        source, target = (
+            self.tokenizers[side].pad({"input_ids": list(ids)}, return_tensors="pt").to(self.model.device)
+            for side, ids in zip(SIDES, zip(*pairs, strict=True), strict=True)
+        )
+        labels = target["input_ids"].masked_fill(target["attention_mask"] == 0, NO_LABEL)
+        shifted = self.model.prepare_decoder_input_ids_from_labels(labels)
+        logits = self.model(**source, decoder_input_ids=shifted, use_cache=False).logits
+        losses = F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
+        return list(zip((-losses.sum(1)).tolist(), target["attention_mask"].sum(1).tolist(), strict=True))
 
 
-def _join(parts: list[list[Hypothesis]], nbest: int) -> list[Hypothesis]:
+class _Piece(NamedTuple):
+    """A part of a line that the model reads at a time."""
+
+    ids: list[int]
+    """No token where the line is empty."""
+    prefix: Prefix
+    """Of its results."""
+    is_last: bool
+    """Of its line."""
+
+
+_NO_PREFIX = Prefix([], False)
+
+
+def _join(parts: list[list[Hypothesis]]) -> list[Hypothesis]:
     """The k-th results for the pieces of a line, joined."""
-    if not parts:
-        return [Hypothesis("", 0.0)] * nbest
     return [
-        Hypothesis(" ".join(part[k].text for part in parts), sum(part[k].score for part in parts) / len(parts))
-        for k in range(nbest)
+        Hypothesis(" ".join(each.text for each in same), sum(each.score for each in same) / len(same))
+        for same in zip(*parts, strict=True)
     ]
+
+
+def _check_texts(**given: Any) -> None:
+    """TypeError where one of them is not several strings, ValueError where they are not equally many."""
+    (first, others) = next(iter(given.items()))
+    for name, values in given.items():
+        if isinstance(values, str):
+            raise TypeError(f"{name} must be a list of strings; got a string: give [{values[:30]!r}]")
+        for number, value in enumerate(values, 1):
+            if not isinstance(value, str):
+                raise TypeError(f"{name} must be strings; number {number} is {value!r:.60}")
+        if len(values) != len(others):
+            raise ValueError(f"{name} must be one for each of the {len(others)} {first}; got {len(values)}")

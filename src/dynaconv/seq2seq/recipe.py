@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, TypeVar
 from ..data.tokenizer import TokenizerConfig
 from ..models.lightconv.configuration import LightConvConfig
 from ..training import recipe as training
+from ..training.bounds import Count, Positive, Share
 from ..training.loading import read_config
 from .corpus import PairConfig
 
@@ -62,9 +63,9 @@ class ModelConfig(_Fields):
 class TrainConfig(training.TrainConfig):
     """Optimisation: AdamW, loss averaged over target tokens."""
 
-    label_smoothing: training.Share = 0.1
+    label_smoothing: Share = 0.1
     """Of the training loss; the validation loss has none."""
-    eval_sentences: training.Count = 500
+    eval_sentences: Count = 500
     """Validation sources for which targets are generated (greedily) and scored; 0: none."""
 
 
@@ -72,15 +73,15 @@ class TrainConfig(training.TrainConfig):
 class DecodingConfig:
     """How to search with the trained model, unless a command says it: kept in the model's generation configuration."""
 
-    beams: training.Positive = 4
+    beams: Positive = 4
     """Width of the beam; 1: greedy."""
     length_penalty: float = 1.0
     """Score = log-probability / length ** length_penalty."""
-    no_repeat_ngram_size: training.Count = 0
+    no_repeat_ngram_size: Count = 0
     """No output has so many tokens in a row twice; 0: all may repeat."""
-    min_length: training.Count = 0
+    min_length: Count = 0
     """Tokens of an output at least, without its end."""
-    max_length: training.Positive = 512
+    max_length: Positive = 512
     """Tokens of an output at most, with its end; also at most twice those of the source and 20."""
 
 

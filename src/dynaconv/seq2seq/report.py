@@ -36,11 +36,11 @@ def generate_files(
 
     Lines are written as soon as they are complete, so that an interruption leaves a prefix of the output.
     """
+    total = count_lines(files)  # also sees a file that is not there
     generator = kind.from_pretrained(model, device, ensemble=ensemble)
     started, number = time.perf_counter(), 0
     with logging_redirect_tqdm():
-        lines, total = read_lines(files), count_lines(files)
-        for window in generator.stream(lines, nbest=nbest, progress=True, total=total, **options):
+        for window in generator.stream(read_lines(files), nbest=nbest, progress=True, total=total, **options):
             with tqdm.external_write_mode():
                 for hypotheses in window:
                     number += 1

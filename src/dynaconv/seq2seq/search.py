@@ -1,15 +1,12 @@
-"""Beam search in batches of sequences of similar length."""
+"""Beam search in a batch of sequences, and its options."""
 
-import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
 from transformers import (
-    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -17,9 +14,16 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from ..data.batching import sorted_batches
+from .prefixes import ForcedPrefixes, Prefix
 
-logger = logging.getLogger("dynaconv")
+_LEAST = {
+    "beams": 1,
+    "nbest": 1,
+    "max_tokens": 1,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "max_length": 0,
+}
 
 
 class Hypothesis(NamedTuple):
@@ -44,7 +48,7 @@ class Search:
             model's generation configuration says, or what the minimum needs, behind a prefix.
 
     Raises:
-        ValueError: fewer beams than hypotheses wanted, a negative size, or a maximum below the minimum.
+        ValueError: fewer beams than hypotheses wanted, a number out of bounds, or a maximum below the minimum.
     """
 
     beams: int = 4
@@ -56,13 +60,14 @@ class Search:
     max_length: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.nbest <= self.beams:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number from {least}; got {value!r}")
+        if self.nbest > self.beams:
             raise ValueError(f"nbest must be in 1..beams; got nbest = {self.nbest}, beams = {self.beams}")
-        if not math.isfinite(self.length_penalty):
-            raise ValueError(f"length_penalty must be a finite number; got {self.length_penalty}")
-        for name in ("no_repeat_ngram_size", "min_length", "max_length"):
-            if (value := getattr(self, name)) < 0:
-                raise ValueError(f"{name} must be 0 or more; got {value}")
+        if not isinstance(self.length_penalty, float | int) or not math.isfinite(self.length_penalty):
+            raise ValueError(f"length_penalty must be a finite number; got {self.length_penalty!r}")
         if self.no_repeat_ngram_size == 1:
             raise ValueError(
                 "no_repeat_ngram_size must be 0 or 2 and more: the token that begins a hypothesis also ends it"
@@ -80,6 +85,8 @@ class Search:
             "no_repeat_ngram_size": config.no_repeat_ngram_size,
             "min_length": config.min_new_tokens,
         }
+        if unknown := given.keys() - set(_LEAST) - {"length_penalty"}:
+            raise TypeError(f"no option {', '.join(sorted(unknown))}: there are length_penalty, {', '.join(_LEAST)}")
         return cls(**{name: value for part in (said, given) for name, value in part.items() if value is not None})
 
     @property
@@ -88,53 +95,19 @@ class Search:
         return self.max_tokens // self.beams
 
 
-def search_sorted(
-    model: PreTrainedModel,
-    sources: Sequence[list[int]],
-    tokenizers: dict[str, PreTrainedTokenizerBase],
-    search: Search,
-    prefixes: Sequence[list[int]],
-) -> Iterator[tuple[int, list[Hypothesis]]]:
-    """The best hypotheses for every sequence, best first, in the order in which they are found.
-
-    What a sequence gives does not depend on those beside it. The longest come first: a lack of memory shows at once.
-
-    Args:
-        model: an encoder-decoder, in evaluation mode.
-        sources: token ids.
-        tokenizers: {"source", "target"}.
-        search: the options.
-        prefixes: token ids with which the hypotheses for each sequence begin; they are part of text and score.
-
-    Yields:
-        index of a sequence and its `search.nbest` hypotheses.
-
-    Raises:
-        ValueError: a prefix or the minimal length leaves no room for the end of sequence, or a prefix repeats what may
-            not be repeated.
-    """
-    for prefix in prefixes:
-        _check_repetitions(prefix, search.no_repeat_ngram_size)
-    limits = [_limit(model, len(ids), len(prefix), search) for ids, prefix in zip(sources, prefixes, strict=True)]
-    for batch in sorted_batches([len(source) for source in sources], search.batch_tokens):
-        own = [sources[i] for i in batch], [prefixes[i] for i in batch], [limits[i] for i in batch]
-        yield from zip(batch, _search_batch(model, *own, tokenizers, search), strict=True)
+def check_room(model: Any, search: Search, prefix: Prefix) -> None:
+    """ValueError where a prefix or the minimal length leaves no room for the end, or a prefix is not allowed."""
+    prefix.check(search.no_repeat_ngram_size)
+    limit = _limit(model, 0, len(prefix.ids), search)  # a longer source allows more
+    if limit <= max(len(prefix.ids), search.min_length):
+        raise ValueError(f"a hypothesis of at most {limit} tokens has no room for its prefix or minimal length")
 
 
 def _limit(model: Any, source: int, prefix: int, search: Search) -> int:
     """Tokens of a hypothesis at most, for so many tokens of the source and of the prefix."""
     usual = min(2 * source + 20, model.generation_config.max_new_tokens or model.config.max_target_positions)
     limit = search.max_length or max(usual, search.min_length + 1) + prefix
-    limit = min(limit, model.config.max_target_positions - 1)
-    if limit <= max(prefix, search.min_length):
-        raise ValueError(f"a hypothesis of at most {limit} tokens has no room for its prefix or minimal length")
-    return limit
-
-
-def _check_repetitions(prefix: list[int], size: int) -> None:
-    ngrams = [tuple(prefix[i : i + size]) for i in range(len(prefix) - size + 1)] if size else []
-    if len(set(ngrams)) < len(ngrams):
-        raise ValueError(f"a prefix has {size} tokens in a row twice, which no_repeat_ngram_size = {size} forbids")
+    return min(limit, model.config.max_target_positions - 1)
 
 
 class LengthLimits(StoppingCriteria):
@@ -153,30 +126,28 @@ class LengthLimits(StoppingCriteria):
         return limits < input_ids.shape[1]  # the first token only starts the sequence
 
 
-class _Prefixes(LogitsProcessor):
-    """Lets the hypotheses for every sequence begin with tokens of its own, which keep their probabilities."""
-
-    def __init__(self, prefixes: list[list[int]], device: torch.device):
-        padded = zip_longest(*prefixes, fillvalue=-1)  # a row for every step
-        self.steps = [torch.tensor(row, device=device) for row in padded]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        step = input_ids.shape[1] - 1  # the first token only starts the sequence
-        if step >= len(self.steps):
-            return scores
-        forced = self.steps[step].repeat_interleave(len(scores) // len(self.steps[step]))[:, None]  # several beams
-        index = forced.clamp(min=0)
-        alone = torch.full_like(scores, float("-inf")).scatter(1, index, scores.gather(1, index))
-        return torch.where(forced < 0, scores, alone)
-
-
 @torch.inference_mode()
-def _search_batch(
-    model: Any, batch: list[list[int]], prefixes: list[list[int]], limits: list[int],
-    tokenizers: dict[str, PreTrainedTokenizerBase], search: Search,
-) -> list[list[Hypothesis]]:  # fmt: skip
-    padded = tokenizers["source"].pad({"input_ids": batch}, return_tensors="pt").to(model.device)
+def search_batch(
+    model: Any, sources: Sequence[list[int]], prefixes: list[Prefix], tokenizers: dict[str, PreTrainedTokenizerBase],
+    search: Search, continuing: torch.Tensor | None,
+) -> tuple[list[list[Hypothesis]], int]:  # fmt: skip
+    """The best `search.nbest` hypotheses for every sequence, best first, which do not depend on those beside it.
+
+    Args:
+        model: an encoder-decoder, in evaluation mode.
+        sources: token ids.
+        prefixes: of the hypotheses for each; they are part of text and score.
+        tokenizers: {"source", "target"}.
+        search: the options; see :func:`check_room` for what does not fit a prefix.
+        continuing: [V] bool, see :func:`~dynaconv.seq2seq.prefixes.continuing_tokens`; None: all prefixes are empty.
+
+    Returns:
+        the hypotheses, and how many are cut at their maximal length.
+    """
+    padded = tokenizers["source"].pad({"input_ids": list(sources)}, return_tensors="pt").to(model.device)
+    limits = [_limit(model, len(ids), len(prefix.ids), search) for ids, prefix in zip(sources, prefixes, strict=True)]
     stop = LengthLimits(torch.tensor(limits, device=model.device))
+    forced = [] if continuing is None else [ForcedPrefixes(prefixes, continuing)]
     output = model.generate(
         **{name: padded[name] for name in ("input_ids", "attention_mask")},
         num_beams=search.beams,
@@ -186,14 +157,12 @@ def _search_batch(
         max_new_tokens=max(limits),
         no_repeat_ngram_size=search.no_repeat_ngram_size,
         min_new_tokens=search.min_length,
-        logits_processor=LogitsProcessorList([_Prefixes(prefixes, model.device)] if any(prefixes) else []),
+        logits_processor=LogitsProcessorList(forced),
         stopping_criteria=StoppingCriteriaList([stop]),
         return_dict_in_generate=True,
         output_logits=search.beams == 1,
     )
     ended = (output.sequences[:, 1:] == model.config.eos_token_id).any(1)  # the first token, which starts, is it too
-    if cut := int((~ended).sum()):
-        logger.warning("%d outputs are cut at their maximal length: see --max-length", cut)
     texts = tokenizers["target"].batch_decode(output.sequences, skip_special_tokens=True)
     if search.beams > 1:
         scores = output.sequences_scores
@@ -203,4 +172,4 @@ def _search_batch(
         own = output.sequences[:, 1:] != model.config.pad_token_id  # others of the batch are longer
         scores = steps.where(own, 0).sum(1) / own.sum(1) ** search.length_penalty
     found = [Hypothesis(text, score) for text, score in zip(texts, scores.tolist(), strict=True)]
-    return [found[i : i + search.nbest] for i in range(0, len(found), search.nbest)]
+    return [found[i : i + search.nbest] for i in range(0, len(found), search.nbest)], int((~ended).sum())

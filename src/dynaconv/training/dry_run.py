@@ -55,10 +55,8 @@ def print_needs(
         missing: why the data is not there; raised when all that is known is printed.
 
     Raises:
-        ValueError: no process, or too little disk or memory, after the table.
+        ValueError: too little disk or memory, after the table.
     """
-    if processes < 1:
-        raise ValueError(f"--processes must be 1 or more; got {processes}")
     usual, longest = (estimate(model, batch, loss, batches.repeat) for batch in (batches.usual, batches.longest))
     needed, free = (options.kept + options.best + 1) * longest.checkpoint, free_disk(run)
     rows = {"data": data, **_rows(batches, usual, longest, options, processes, unit)}

@@ -1,25 +1,19 @@
 """Recipes: everything that decides what a training run does, as typed dataclasses read from YAML."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Collection, Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from annotated_types import Ge, Gt, Lt
 from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedConfig
 
 from ..data.store import write_whole
+from .bounds import Above0, Count, NotNegative, Positive, Seed, Share, explain, infinite
 
-Positive = Annotated[int, Ge(1), Lt(2**31)]
-Count = Annotated[int, Ge(0), Lt(2**31)]
-Seed = Annotated[int, Ge(0), Lt(2**32)]
-NotNegative = Annotated[float, Ge(0)]
-Share = Annotated[float, Ge(0), Lt(1)]
 R = TypeVar("R")
 
 
@@ -33,7 +27,7 @@ class TrainConfig:
     """Batch size of one device: longest sequence x sequences is at most this."""
     accumulation: Positive = 1
     """Batches per update."""
-    learning_rate: Annotated[float, Gt(0)] = 5e-4
+    learning_rate: Above0 = 5e-4
     """At the end of the warmup."""
     schedule: Literal["inverse_sqrt", "cosine", "wsd"] = "inverse_sqrt"
     """After a linear warmup: lr * sqrt(warmup / step), or half a cosine down to min_learning_rate, or (warmup, stable,
@@ -121,16 +115,11 @@ def check_recipe(content: dict[str, Any], kind: type[R], name: str) -> R:
     mistakes = list(_unknown_keys(content, kind))
     try:
         recipe: Any = TypeAdapter(kind).validate_python(content)
-        numbers = _flat(dataclasses.asdict(recipe)).items()
-        mistakes += [
-            f"{name}: must be a finite number; got {value}"
-            for name, value in numbers
-            if isinstance(value, float) and not math.isfinite(value)
-        ]
+        mistakes += infinite(_flat(dataclasses.asdict(recipe)))
         if not mistakes:
             return recipe
     except ValidationError as error:
-        mistakes += map(_explain, error.errors())
+        mistakes += map(explain, error.errors())
     raise ValueError(f"{name}: {'; '.join(mistakes)}")
 
 
@@ -209,8 +198,3 @@ def _unknown_keys(content: dict[str, Any], kind: Any, prefix: str = "") -> Itera
         for number, part in enumerate(value if listed else [value]):
             if dataclasses.is_dataclass(of) and isinstance(part, dict):
                 yield from _unknown_keys(part, of, f"{prefix}{key}.{number}." if listed else f"{prefix}{key}.")
-
-
-def _explain(error: Any) -> str:
-    name = ".".join(map(str, error["loc"]))
-    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}; got {error['input']!r}"

@@ -88,7 +88,10 @@ def read_sweep(
         ValueError: not such a file, configurations that are the same, or that are not valid.
         FileNotFoundError: no such file.
     """
-    sweep = check_recipe(read_recipe(path), Sweep, str(path))
+    given = read_recipe(path)
+    if "recipe" not in given:
+        raise ValueError(f"{path} names no recipe to sweep over: it needs `recipe: FILE.yaml`, beside a grid or rows")
+    sweep = check_recipe(given, Sweep, str(path))
     content = read_recipe(path.parent / sweep.recipe)
     given = dict(sweep.always)
     for override in overrides:

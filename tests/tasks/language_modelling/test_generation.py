@@ -64,9 +64,10 @@ def test_prompts_from_standard_input(model, monkeypatch, tmp_path, capfd, caplog
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--temperature", "-1"), "temperature and top_k must be 0 or more"),
-        (("--top-p", "0"), "top_p in (0, 1]"),
-        (("--max-new-tokens", "0"), "max_new_tokens must be 1 or more; got 0"),
+        (("--temperature", "-1"), "--temperature: input should be greater than or equal to 0; got -1.0"),
+        (("--temperature", "inf"), "--temperature: must be a finite number; got inf"),
+        (("--top-p", "0"), "--top-p: input should be greater than 0; got 0.0"),
+        (("--max-new-tokens", "0"), "--max-new-tokens: input should be greater than or equal to 1; got 0"),
     ],
 )
 def test_mistakes(generate, capfd, options, message):

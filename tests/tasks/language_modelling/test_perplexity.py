@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import dynaconv
 from dynaconv.tasks.language_modelling.perplexity import Prediction, _windows, predict
-from dynaconv.tasks.language_modelling.report import encode
+from dynaconv.tasks.language_modelling.report import _units, encode
 from dynaconv.training.loading import first_token
 
 from ...conftest import run_cli
@@ -106,6 +106,18 @@ def test_what_a_sequence_is(tokenizer):
         encode(lines, tokenizer, "line", bos=1, eos=None)
 
 
+def test_the_ends_of_lines_count_where_they_are_predicted(tokenizer):
+    lines = ["w1 w2", "", "w3"]
+    assert _units(lines, tokenizer, "line") == {"bytes": 10, "words": 6}
+    assert _units(lines, tokenizer, "file") == {"bytes": 9, "words": 3}
+    by_bytes = Tokenizer(models.BPE())
+    by_bytes.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), vocab_size=300)
+    by_bytes.train_from_iterator(lines, trainer)
+    keeping = PreTrainedTokenizerFast(tokenizer_object=by_bytes)
+    assert _units(lines, keeping, "file") == {"bytes": 10, "words": 6}
+
+
 def test_what_begins_a_sequence():
     assert first_token(LlamaConfig(bos_token_id=1, eos_token_id=2)) == 1
     assert first_token(LlamaConfig(bos_token_id=None, eos_token_id=[2, 3])) == 2
@@ -132,6 +144,11 @@ def test_on_the_command_line(model, tokenizer, tmp_path, cache, grafted):
     assert record["nats"] == pytest.approx(sum(nats_of(model, line) for line in ids), rel=1e-5)
     assert record["perplexity per token"] == pytest.approx(record["perplexity per word"])
     assert "bits per byte" in result.stdout
+    result = run_cli("perplexity", folder, tmp_path / "text.txt", "--json", tmp_path / "p.json", cache=cache)
+    assert "ends of lines are not counted: the tokenizer does not keep them" in result.stderr
+    whole = json.loads((tmp_path / "p.json").read_text())
+    assert whole["tokens"] == whole["words"] == 60
+    assert whole["bytes"] == record["bytes"] - 1  # no end behind the last line
     for arguments, message in {
         ("--window", "33"): "--window must be in 1..32, what the model is meant for; got 33",
         ("--overlap", "32"): "overlap must be in 0..window-1; got overlap = 32, window = 32",

@@ -4,9 +4,12 @@ import json
 import shutil
 import subprocess
 from itertools import pairwise
+from urllib.request import urlopen
 
 import pytest
+import torch
 
+from dynaconv.seq2seq.prefixes import ForcedPrefixes, Prefix, continuing_tokens
 from dynaconv.tasks.translation import test_sets
 from dynaconv.tasks.translation.evaluation import compare, score
 from dynaconv.tasks.translation.test_sets import read_test_set
@@ -125,14 +128,57 @@ def test_bad_arguments(translator):
             "max_length": 2,
         },
         "no_repeat_ngram_size must be 0 or 2 and more": {"no_repeat_ngram_size": 1},
-        "no_repeat_ngram_size must be 0 or more; got -1": {"no_repeat_ngram_size": -1},
+        "no_repeat_ngram_size must be a whole number from 0; got -1": {"no_repeat_ngram_size": -1},
+        "beams must be a whole number from 1; got 0": {"beams": 0},
+        "beams must be a whole number from 1; got '5'": {"beams": "5"},
+        "beams must be a whole number from 1; got 2.5": {"beams": 2.5},
+        "max_tokens must be a whole number from 1; got 0": {"max_tokens": 0},
+        "length_penalty must be a finite number; got 'high'": {"length_penalty": "high"},
     }.items():
         with pytest.raises(ValueError, match=options):
             translator.generate(SOURCES[:1], **message)
+    with pytest.raises(ValueError, match="max_tokens must be a whole number from 1; got -1"):
+        translator.score(SOURCES[:1], TARGETS[:1], max_tokens=-1)
     with pytest.raises(ValueError, match="targets must be one for each of the 2 sources; got 1"):
         translator.score(SOURCES[:2], TARGETS[:1])
     with pytest.raises(ValueError, match="pair 2: the target has 3001 tokens, the model takes 1023: cut it"):
         translator.score(SOURCES[:2], [TARGETS[0], "two " * 3000])
+
+
+def test_what_is_no_text(translator):
+    with pytest.raises(TypeError, match=r"lines must be a list of strings; got a string: give \['zwei Hunde'\]"):
+        translator.generate("zwei Hunde")
+    with pytest.raises(TypeError, match="lines must be strings; number 2 is None"):
+        translator.generate([SOURCES[0], None])
+    with pytest.raises(TypeError, match="prefixes must be a list of strings; got a string"):
+        translator.generate(SOURCES[:2], prefixes="two")
+    with pytest.raises(TypeError, match="sources must be a list of strings; got a string"):
+        translator.score("ab", "cd")
+    with pytest.raises(TypeError, match="no option beam: there are length_penalty, beams, "):
+        translator.generate(SOURCES, beam=3)
+
+
+def test_a_prefix_is_of_whole_words(translator):
+    """What follows it is another word, also where the model would rather go on with the last one."""
+    tokenizer = translator.tokenizers["target"]
+    continuing = continuing_tokens(tokenizer)
+    tokens = [tokenizer.convert_ids_to_tokens(i) for i in range(len(tokenizer))]
+    assert {token for i, token in enumerate(tokens) if continuing[i]} == {
+        token for token in tokens if token[0].isalpha() and token not in tokenizer.all_special_tokens
+    }
+    model, ids = translator.model, tokenizer("two re", add_special_tokens=False)["input_ids"]
+    scores = torch.zeros(2, len(tokenizer))
+    forced = ForcedPrefixes([Prefix.of("two re", ids), Prefix([], False)], continuing)
+    for step in range(len(ids)):
+        found = forced(torch.zeros(2, step + 1), scores)
+        assert found[0].isfinite().nonzero().tolist() == [[ids[step]]]
+        assert found[1].isfinite().all()
+    assert torch.equal(forced(torch.zeros(2, len(ids) + 1), scores)[0].isneginf(), continuing)
+    assert torch.equal(forced(torch.zeros(2, len(ids) + 2), scores), scores)
+    assert model.config.vocab_size == len(tokenizer)
+    [[best]] = translator.generate(["zwei rote Hunde"], prefixes=["two re"])
+    assert best.text.split()[:2] == ["two", "re"]
+    assert not Prefix.of("\u8fd9\u4e2a", [5]).ends_in_word  # written without spaces: what follows may be a word
 
 
 def test_several_references():
@@ -175,6 +221,9 @@ def test_published_test_sets(monkeypatch, tmp_path):
         read_test_set("animals", None, "de-en")
     with pytest.raises(ValueError, match="the test set toys is not there for en-de, only for de-en"):
         read_test_set("toys", None, "en-de")
+    monkeypatch.setattr(Published, "get_source_file", lambda self, langpair: urlopen("http://127.0.0.1:1"))
+    with pytest.raises(RuntimeError, match=r"the test set toys cannot be downloaded .*: check the connection"):
+        read_test_set("toys", None, "de-en")
     with pytest.raises(ValueError, match=r"second has 6 lines, but it has 5 sentences: give one line for each"):
         test_sets.read_aligned(tmp_path / "second", 5, "it")
 
@@ -192,8 +241,18 @@ def test_on_the_command_line(toy_run, tmp_path, cache):
     result = run_cli("score", toy_run, tmp_path / "valid.tsv", tmp_path / "bad.tsv", cache=cache)
     assert result.returncode == 2
     assert (
-        f"{tmp_path / 'bad.tsv'}, line 1: a source, a tab and a translation are expected; got 'no tab'" in result.stderr
+        f"{tmp_path / 'bad.tsv'}, line 1: a source in column 0 and a translation in column 1 are expected, counted from "
+        "0, with tabs between columns; got 'no tab'" in result.stderr
     )
+    assert result.stdout.splitlines() == [] or result.stdout.splitlines() == ["\t".join(row) for row in rows]
+    swapped = "".join(f"{target}\tmo:package\t{source}\n" for source, target in PAIRS)
+    result = run_cli("score", toy_run, "-", "--source-column", "2", "--target-column", "0", cache=cache,
+                     input=swapped.encode())  # fmt: skip
+    assert [line.split("\t") for line in result.stdout.splitlines()] == rows
+    result = run_cli("evaluate", toy_run, "-", "--source-column", "2", "--target-column", "0", cache=cache,
+                     input=swapped.encode())  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "6 sentences" in " ".join(result.stdout.split())
     result = run_cli(
         "evaluate", toy_run, tmp_path / "valid.tsv", "--tune", "--references", tmp_path / "more.txt", "--baseline",
         tmp_path / "more.txt", "--json", tmp_path / "s.json", "--samples", "1", cache=cache,
@@ -203,6 +262,11 @@ def test_on_the_command_line(toy_run, tmp_path, cache):
     assert "paired bootstrap of 1000" in " ".join(result.stdout.split())
     record = json.loads((tmp_path / "s.json").read_text())
     assert len(record["length_penalties"]) == 11
+    assert record["search"]["max_length"] == "2 x source + 20"
+    assert record["options"]["references"] == [str(tmp_path / "more.txt")]
+    assert record["options"]["baseline"] == str(tmp_path / "more.txt")
+    assert record["options"]["resamples"] == 1000
+    assert record["scores"]["tokenized BLEU"]["signature"].startswith("nrefs:2|case:mixed|")
     assert record["search"]["length_penalty"] in (0, 0.2, 0.4, 0.6, 0.8, 1, 1.2, 1.4, 1.6, 1.8, 2)
     assert record["comparison"]["BLEU"]["baseline"] == 100
     result = run_cli("translate", toy_run, "--prefix", "five white", tmp_path / "more.txt", cache=cache,
@@ -210,10 +274,13 @@ def test_on_the_command_line(toy_run, tmp_path, cache):
     assert all(line.startswith("five white") for line in result.stdout.splitlines())
 
 
-def test_what_evaluate_refuses(toy_run, cache):
+def test_what_evaluate_refuses(toy_run, tmp_path, cache):
     for arguments, message in (
         (("--samples", "1", toy_run, "x.tsv"), "give the model first: dynaconv evaluate MODEL DATA [options]"),
         ((toy_run, "x.tsv", "--tune", "--length-penalty", "1"), "--tune finds the length penalty"),
+        ((toy_run, "x.tsv", "--samples", "-1"), "--samples: input should be greater than or equal to 0; got -1"),
+        ((toy_run, "x.tsv", "--json", tmp_path), f"{tmp_path} is a folder: give the name of a file to write"),
+        ((toy_run, tmp_path), f"{tmp_path} is a folder: give a file"),
     ):
         result = run_cli("evaluate", *arguments, cache=cache)
         assert result.returncode == 2
@@ -221,7 +288,8 @@ def test_what_evaluate_refuses(toy_run, cache):
 
 
 def test_a_translation_that_is_cut_is_said(translator, caplog):
-    translator.generate(SOURCES[:2], max_length=3)
+    translator.generate(SOURCES[:2], max_length=3, max_tokens=1)
+    assert caplog.text.count("are cut at their maximal length") == 1  # of two batches
     assert "2 outputs are cut at their maximal length" in caplog.text
     caplog.clear()
     translator.generate(SOURCES[:2])

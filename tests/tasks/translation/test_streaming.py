@@ -1,4 +1,4 @@
-"""Translating much text: in windows, as it comes, until it is interrupted."""
+"""Translating much text: as its turn comes, as it is typed, until it is interrupted."""
 
 import io
 import os
@@ -9,14 +9,14 @@ import threading
 
 import pytest
 
-from dynaconv.seq2seq import generator as module
+from dynaconv.data.batching import AHEAD
 from dynaconv.seq2seq.report import generate_files
 from dynaconv.tasks.translation.translator import Translator
 
 from ...conftest import start_cli, toy_pairs
 
 LINES = [line for source, _ in toy_pairs(240, seed=9) for line in (source, "")]
-SMALL = ["--max-tokens", "40", "--beams", "2"]  # windows of 32 x 20 tokens
+SMALL = ["--max-tokens", "40", "--beams", "2"]  # batches of 20 tokens, of which 32 are read ahead
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +38,12 @@ def whole(toy_run, tmp_path_factory) -> list[str]:
     return output.splitlines()
 
 
-def test_windows_change_nothing(translator, whole):
+def test_parts_change_nothing(translator, whole):
     options = {"max_tokens": 40, "beams": 2, "nbest": 2}
-    expected = translator.generate(LINES, **options)
-    windows = list(translator.stream(LINES, **options))
-    assert len(windows) > 3
-    found = [hypotheses for window in windows for hypotheses in window]
+    expected = [line for text in LINES for line in translator.generate([text], **options)]
+    parts = list(translator.stream(LINES, **options))
+    assert len(parts) > 30
+    found = [hypotheses for part in parts for hypotheses in part]
     assert [[h.text for h in hypotheses] for hypotheses in found] == [[h.text for h in row] for row in expected]
     scores = [[h.score for h in hypotheses] for hypotheses in found]
     assert scores == [pytest.approx([h.score for h in row], abs=1e-4) for row in expected]
@@ -65,16 +65,20 @@ def test_a_line_does_not_depend_on_its_batch(translator, monkeypatch, beams):
     assert words[1] > 40 > words[0]  # both ran away
 
 
-def test_no_more_than_a_window_is_read_ahead(translator):
+def test_lines_come_as_their_turn_comes_and_little_is_read_ahead(translator):
     read = []
     lines = (read.append(line) or line for line in LINES)
-    done = 0
-    for window in translator.stream(lines, max_tokens=40, beams=2):
-        done += len(window)
-        assert len(read) == done  # nothing of the next window
+    done, most = 0, 0
+    for part in translator.stream(lines, max_tokens=40, beams=2):
+        assert part  # every batch ends the line that has waited longest
+        if done == 0:
+            assert len(part) < len(LINES) / 4
+        done += len(part)
+        most = max(most, len(read) - done)
     assert done == len(LINES)
+    assert most < 3 * AHEAD * 20 / 8  # lines have 8 tokens and more, every second one is empty
     blank = translator.stream(("" for _ in range(10**9)), max_tokens=40, beams=2)
-    assert len(next(blank)) == module.WINDOW_BATCHES * 20
+    assert len(next(blank)) == AHEAD * 20
 
 
 def test_arguments_are_checked_before_anything_is_read(translator):
@@ -83,6 +87,8 @@ def test_arguments_are_checked_before_anything_is_read(translator):
         next(translator.stream(lines, nbest=3, beams=2))
     with pytest.raises(ValueError, match="length_penalty must be a finite number; got nan"):
         next(translator.stream(lines, length_penalty=float("nan")))
+    with pytest.raises(TypeError, match="lines must be a list of strings; got a string: give"):
+        next(translator.stream("zwei rote Hunde"))
 
 
 @pytest.mark.parametrize("from_file", [True, False])

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from dynaconv import cli, versions
-from dynaconv.data.batching import sorted_batches
 from dynaconv.tasks.translation.evaluation import score
 from dynaconv.tasks.translation.translator import Translator
 
@@ -94,13 +93,6 @@ def test_damaged_files(tmp_path, toy_run, name):
     assert "Traceback" not in result.stderr
 
 
-def test_batches_respect_their_cost():
-    lengths = [5, 30, 7, 7, 90, 1]
-    batches = sorted_batches(lengths, 60)
-    assert sorted(i for batch in batches for i in batch) == list(range(6))
-    assert all(len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= 60 for batch in batches)
-
-
 def test_files_and_missing_models(toy_run, tmp_path, cache):
     (tmp_path / "a.txt").write_text("zwei rote Hunde sehen drei blaue Katzen\n")
     result = run_cli("translate", toy_run, tmp_path / "a.txt", tmp_path / "a.txt", cache=cache)
@@ -109,7 +101,10 @@ def test_files_and_missing_models(toy_run, tmp_path, cache):
     for arguments, message in {
         (tmp_path / "absent",): f"no model in {tmp_path / 'absent'}",
         (toy_run, tmp_path / "absent.txt"): "absent.txt",
-        (toy_run, "--beams", "0"): "nbest must be in 1..beams",
+        (toy_run, tmp_path): f"{tmp_path} is a folder: give a file",
+        (toy_run, "--beams", "0"): "--beams: input should be greater than or equal to 1; got 0",
+        (toy_run, "--max-tokens", "-5"): "--max-tokens: input should be greater than or equal to 1; got -5",
+        (toy_run, "--length-penalty", "nan"): "--length-penalty: must be a finite number; got nan",
     }.items():
         result = run_cli("translate", *arguments, cache=cache, stdin=subprocess.DEVNULL)
         assert result.returncode == 2

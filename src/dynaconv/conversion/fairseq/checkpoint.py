@@ -65,7 +65,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except Exception as error:  # a damaged pickle can raise anything
         # PyTorch's own message advises to load it without precautions, before this.
         reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().split("\n", 1)[0]
-        raise ValueError(f"{path} is no whole checkpoint of PyTorch: {type(error).__name__}: {reason}") from error
+        raise ValueError(
+            f"{path} is no whole checkpoint of PyTorch: {_beginning(path) or f'{type(error).__name__}: {reason}'}"
+        ) from error
     flags, weights = _flags(content), content.get("model") if isinstance(content, dict) else None
     if flags is None or not isinstance(weights, dict) or not all(map(_is_weight, weights.items())):
         raise ValueError(
@@ -120,6 +122,17 @@ def _check_file(path: Path) -> bool:
             with members.open(pickles[0]) as content:
                 _check_names(content, 1)
     return True
+
+
+def _beginning(path: Path) -> str | None:
+    """What is wrong with the first bytes of a file; None: they could be those of a checkpoint."""
+    with path.open("rb") as file:
+        head = file.read(16)
+    if not head:
+        return "it is empty"
+    if head.startswith(b"PK\x03\x04"):
+        return "it is cut off or damaged" if not zipfile.is_zipfile(path) else None
+    return None if head.startswith(b"\x80") else f"it begins with {head!r}"
 
 
 def _check_names(file: IO[bytes], pickles: int) -> None:

@@ -88,6 +88,9 @@ def _convert(path: Path, dicts: Path, staged: Path) -> Converted:
     model.save_pretrained(staged)
     shutil.copymode(staged / "config.json", staged / "model.safetensors")  # which safetensors makes private
     tokenizers = _tokenizers(symbols, dicts, staged, continued=alone)
+    if not alone:
+        for tokenizer in tokenizers.values():
+            tokenizer.init_kwargs["languages"] = flags.languages()  # is saved with it, see `languages_of`
     save_tokenizers(tokenizers, staged)
     return Converted(model.eval(), tokenizers)
 

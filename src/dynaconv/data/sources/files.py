@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..lines import readable_file
 from ..text import Text
 
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -44,17 +45,6 @@ def files(spec: str, columns: Mapping[str, str | int], cache: Path) -> list[Path
     return [Path(f"{spec}.{name}") for name in names] or [Path(spec)]
 
 
-def existing_file(path: Path) -> Path:
-    """The same path.
-
-    Raises:
-        FileNotFoundError: no such file.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path.absolute()}: check the path and the format")
-    return path
-
-
 def _read_fields(path: Path, numbers: list[int]) -> list[list[str]]:
     """Columns of a tab-separated file."""
     if min(numbers) < 0:
@@ -74,7 +64,7 @@ def _read_fields(path: Path, numbers: list[int]) -> list[list[str]]:
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines of a UTF-8 file, compressed or not, with or without a byte-order mark."""
-    existing_file(path)
+    readable_file(path)
     number = 0
     try:
         with _OPENERS.get(path.suffix, open)(path, "rb") as file:

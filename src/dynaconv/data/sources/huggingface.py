@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..lines import readable_file
 from ..text import Text
-from .files import existing_file
 
 _FILE_KINDS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
@@ -76,7 +76,7 @@ def _load(datasets: Any, spec: _Spec) -> Any:
     path = Path(spec.name)
     kind = _FILE_KINDS.get(path.suffix)
     if kind:
-        return datasets.load_dataset(kind, data_files=str(existing_file(path)), split=spec.split)
+        return datasets.load_dataset(kind, data_files=str(readable_file(path)), split=spec.split)
     if (path / "dataset_dict.json").is_file():
         return datasets.load_from_disk(spec.name)[spec.split]
     if (path / "state.json").is_file():

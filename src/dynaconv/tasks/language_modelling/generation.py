@@ -35,14 +35,8 @@ def generate_text(
 
     Raises:
         FileNotFoundError: there is no model.
-        ValueError: an encoder-decoder, or numbers out of bounds.
+        ValueError: an encoder-decoder.
     """
-    _check(max_new_tokens=max_new_tokens, samples=samples)
-    if temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or repetition_penalty <= 0:
-        raise ValueError(
-            "temperature and top_k must be 0 or more, top_p in (0, 1], repetition_penalty above 0; got "
-            f"{temperature}, {top_k}, {top_p}, {repetition_penalty}"
-        )
     if read_config(path).is_encoder_decoder:
         raise ValueError(f"the model in {path} is an encoder-decoder: use dynaconv translate or summarize")
     model, tokenizer = load_model(path, device)
@@ -72,9 +66,3 @@ def generate_text(
             tokens += found.shape[1] - len(ids)
     if tokens:
         logger.info("%s tokens, %.1f tokens/s on %s", f"{tokens:,}", tokens / seconds, model.device)
-
-
-def _check(**counts: int) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more; got {value}")

@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from ...data.batching import sorted_batches
+from ...data.batching import oldest_first
 from ...training.trainer import summed_loss
 
 
@@ -68,8 +68,7 @@ def predict(
         raise ValueError("there is nothing to predict: every sequence needs two tokens or more")
     nats, tokens = 0.0, sum(end - first for _, _, first, end in pieces)
     with tqdm(total=tokens, unit="token", disable=not progress) as bar:
-        for batch in sorted_batches([end - begin for _, begin, _, end in pieces], max_tokens):
-            chosen = [pieces[i] for i in batch]
+        for chosen in oldest_first(pieces, lambda piece: piece[3] - piece[1], max_tokens):
             inputs = _padded([ids[begin:end] for ids, begin, _, end in chosen], 0)
             labels = _padded(
                 [[-100] * (first - begin) + list(ids[first + 1 : end + 1]) for ids, begin, first, end in chosen], -100

@@ -12,8 +12,8 @@ from transformers import CONFIG_MAPPING
 from ... import models as _register  # noqa: F401 (makes the Auto classes know our models)
 from ...nn.shortconv import Init, Kind
 from ...training import recipe as training
+from ...training.bounds import Count, NotNegative, Positive, Seed, Share
 from ...training.loading import read_config
-from ...training.recipe import Count, NotNegative, Positive, Seed, Share
 
 
 @dataclass

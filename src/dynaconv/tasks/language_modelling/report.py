@@ -61,10 +61,7 @@ def print_perplexity(
     if unknown := sum(sequence.count(tokenizer.unk_token_id) for sequence in ids):
         logger.warning("%s of %s tokens are unknown to the model", f"{unknown:,}", f"{sum(map(len, ids)):,}")
     found = predict(model, ids, window=window, overlap=overlap, max_tokens=max_tokens, progress=True)
-    units = {
-        "bytes": sum(len(line.encode()) + 1 for line in lines),
-        "words": sum(len(line.split()) + 1 for line in lines),
-    }
+    units = _units(lines, tokenizer, sequences)
     result = {
         "perplexity per token": found.perplexity,
         "perplexity per word": found.perplexity_of(units["words"]),
@@ -78,6 +75,18 @@ def print_perplexity(
         settings = {"model": str(path), "sequences": sequences, "window": window, "overlap": overlap}
         record = {**settings, "nats": found.nats, "tokens": found.tokens, **units, **result}
         json_path.write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def _units(lines: Sequence[str], tokenizer: Any, sequences: Sequences) -> dict[str, int]:
+    """Bytes and words of a text as it is predicted: a tokenizer may not keep the ends of its lines."""
+    between = ends = len(lines)
+    if sequences == "file" and tokenizer("a\nb")["input_ids"] == tokenizer("a b")["input_ids"]:
+        logger.info("ends of lines are not counted: the tokenizer does not keep them; --sequences line predicts them")
+        between, ends = max(0, len(lines) - 1), 0  # to it a space stands between two lines
+    return {
+        "bytes": sum(len(line.encode()) for line in lines) + between,
+        "words": sum(len(line.split()) for line in lines) + ends,
+    }
 
 
 def describe_corpus(recipe: Recipe) -> None:

@@ -58,9 +58,6 @@ def recall(
     Raises:
         ValueError: no such preset, convolutions, no seed, or runs of another experiment in the folder.
     """
-    for name, value in {"seeds": seeds, "workers": workers, "steps": steps}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be 1 or more; got {value}")
     experiment = PRESETS[preset] if steps is None else replace(PRESETS[preset], steps=steps)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     workers = workers or (1 if device != "cpu" else torch.get_num_threads())

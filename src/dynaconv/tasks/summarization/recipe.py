@@ -5,7 +5,7 @@ from typing import Literal
 
 from ...seq2seq.corpus import PairConfig
 from ...seq2seq.recipe import PairRecipe
-from ...training.recipe import Positive
+from ...training.bounds import Positive
 
 
 @dataclass
@@ -30,6 +30,10 @@ class DataConfig(PairConfig):
     def limits(self) -> dict[str, int | None]:
         """Tokens of documents and summaries."""
         return {"source": self.max_source_tokens, "target": self.max_target_tokens}
+
+    def usual_lengths(self) -> dict[str, int]:
+        """Documents are as long as they may be, summaries as those of news (56 words)."""
+        return {"source": self.max_source_tokens, "target": min(64, self.max_target_tokens)}
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from ...data.lines import check_folders
+from ...data.lines import check_folders, opened_path
 from ...data.text import Text
 from ...seq2seq.corpus import read_pairs
 from ...seq2seq.evaluation import generate_timed, save_evaluation, title_of
@@ -52,7 +52,7 @@ def evaluate_model(
     recipe = recipe_of(model, Recipe)
     defaults = recipe.data if recipe else DataConfig()
     said = {name: getattr(defaults, name) if value is None else value for name, value in data.items()}
-    text = read_pairs(spec, DataConfig(**said))
+    text = read_pairs(opened_path(spec), DataConfig(**said))
     if not text["source"]:
         raise ValueError(f"{spec} has no documents")
     result = generate_timed(Summarizer.from_pretrained(model, device, ensemble=ensemble), text["source"], **search)

@@ -61,8 +61,8 @@ def score(
     ours, *theirs = [_tokenize(side, language, compound_split) for side in (hypotheses, *references)]
     results["tokenized BLEU"] = {
         "score": round(tokenized.corpus_score(ours, theirs).score, 2),
-        "signature": f"multi-bleu, Moses tokens ({language}, punctuation normalised)"
-        + (", compounds split" if compound_split else ""),
+        "signature": f"nrefs:{len(references)}|case:{'lc' if lowercase else 'mixed'}|multi-bleu, Moses tokens "
+        f"({language}, punctuation normalised)" + (", compounds split" if compound_split else ""),
     }
     return results
 

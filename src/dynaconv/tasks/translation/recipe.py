@@ -6,13 +6,12 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
+from ...data.text import SYLLABLES, UNSPACED
 from ...seq2seq.corpus import PairConfig
 from ...seq2seq.recipe import PairRecipe
-from ...training.recipe import Positive
+from ...training.bounds import Positive
 
-_SYLLABLES = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # kana, ideographs, hangul
-_UNSPACED = re.compile(f"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff{_SYLLABLES}]")  # those, and Thai, Lao, Burmese, Khmer
-_SYLLABLE = re.compile(f"[{_SYLLABLES}]")
+_SYLLABLE = re.compile(f"[{SYLLABLES}]")
 
 
 @dataclass
@@ -48,7 +47,7 @@ class DataConfig(PairConfig):
 def _lengths(source: str, target: str) -> tuple[float, float]:
     """Words of both sides."""
     sides = (source, target)
-    if any(len(_UNSPACED.findall(side)) > len(side) / 3 for side in sides):
+    if any(len(UNSPACED.findall(side)) > len(side) / 3 for side in sides):
         a, b = (len(side) + 2 * len(_SYLLABLE.findall(side)) for side in sides)
         return a / 6, b / 6
     return source.count(" ") + 1, target.count(" ") + 1

@@ -7,8 +7,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
+from tqdm import tqdm
 
-from ...data.lines import check_folders, read_all
+from ...data.lines import Line, check_folders, count_lines, located_lines, opened_path
+from ...data.tokenizer import languages_of, load_tokenizers
+from ...seq2seq.corpus import SIDES
 from ...seq2seq.evaluation import save_evaluation, title_of
 from ...seq2seq.report import describe_corpus as describe_corpus
 from ...seq2seq.report import recipe_of, show_sample
@@ -20,22 +23,31 @@ from .translator import Translator
 PENALTIES = tuple(n / 5 for n in range(11))  # 0, 0.2, .. 2
 
 
-def score_files(model: Path, files: Sequence[Path], *, max_tokens: int, device: str | None) -> None:
-    """Print the log-probability of the translation in each line `source TAB translation`, and its number of tokens."""
-    pairs: dict[str, list[str]] = {"sources": [], "targets": []}
-    for group in [[path] for path in files] or [[]]:
-        for number, line in enumerate(read_all(group), 1):
-            source, tab, target = line.partition("\t")
-            if not tab or "\t" in target:
-                where = group[0] if group else "standard input"
-                raise ValueError(
-                    f"{where}, line {number}: a source, a tab and a translation are expected; got {line[:60]!r}"
-                )
-            pairs["sources"].append(source)
-            pairs["targets"].append(target)
+def score_files(
+    model: Path, files: Sequence[Path], *, source_column: int, target_column: int, max_tokens: int, device: str | None
+) -> None:
+    """Print the log-probability of the translation in each line of tab-separated columns, and its number of tokens."""
+    total = count_lines(files)
     translator = Translator.from_pretrained(model, device)
-    for log_probability, tokens in translator.score(**pairs, progress=True, max_tokens=max_tokens):
-        sys.stdout.write(f"{log_probability:.4f}\t{tokens}\n")
+    pairs = (_pair(line, source_column, target_column) for line in located_lines(files))
+    for scores in translator.score_stream(pairs, progress=True, total=total, max_tokens=max_tokens):
+        with tqdm.external_write_mode():
+            for log_probability, tokens in scores:
+                # A line and its end in one piece: a pipe takes both or, interrupted, neither.
+                sys.stdout.write(f"{log_probability:.4f}\t{tokens}\n")
+                sys.stdout.flush()
+
+
+def _pair(line: Line | None, *columns: int) -> tuple[str, str] | None:
+    if line is None:
+        return None
+    fields = line.text.split("\t")
+    if len(fields) <= max(columns):
+        raise ValueError(
+            f"{line.where}: a source in column {columns[0]} and a translation in column {columns[1]} are expected, "
+            f"counted from 0, with tabs between columns; got {line.text[:60]!r}"
+        )
+    return fields[columns[0]], fields[columns[1]]
 
 
 def evaluate_model(
@@ -79,17 +91,19 @@ def evaluate_model(
     if tuned and options.pop("length_penalty") is not None:
         raise ValueError("--tune finds the length penalty: leave --length-penalty out")
     recipe = recipe_of(model, Recipe)
-    for name in ("source_lang", "target_lang"):
-        data[name] = data[name] or (recipe and getattr(recipe.data, name))
+    known = recipe.data.names() if recipe else languages_of(load_tokenizers(model, SIDES)["source"])
+    for side in SIDES:
+        name = f"{side}_lang"
+        data[name] = data[name] or known.get(side)
         if data[name] is None:
-            raise ValueError(f"{model} has no recipe.yaml: give --source-lang and --target-lang")
+            raise ValueError(f"{model} does not say its languages: give --source-lang and --target-lang")
     scoring = {
         "language": data["target_lang"],
         "lowercase": recipe is not None and recipe.tokenizer.lowercase if lowercase is None else lowercase,
     }
     check_scores(data["target_lang"])
     config = None if data["format"] == "sacrebleu" else DataConfig(**data)
-    test = read_test_set(spec, config, f"{data['source_lang']}-{data['target_lang']}", references)
+    test = read_test_set(opened_path(spec), config, f"{data['source_lang']}-{data['target_lang']}", references)
     others = None if baseline is None else read_aligned(baseline, len(test.sources), spec)
     translator = Translator.from_pretrained(model, device, ensemble=ensemble)
     if tuned:
@@ -99,11 +113,13 @@ def evaluate_model(
     hypotheses = result.pop("hypotheses")
     if others is not None:
         result["comparison"] = compare(hypotheses, others, test.references, **scoring)
+        scoring |= {"baseline": str(baseline), "resamples": RESAMPLES}
     console = Console()
     for source, *lines, hypothesis in list(zip(test.sources, *test.references, hypotheses, strict=True))[:samples]:
         numbered = {f"reference {n}" if n > 1 else "reference": line for n, line in enumerate(lines, 1)}
         show_sample(console, {"source": source, **numbered, "translation": hypothesis})
     console.print(_score_table(title_of(model, ensemble, spec), result))
+    scoring["references"] = list(map(str, references))
     paths = {"json_path": json_path, "hypotheses_path": hypotheses_path}
     save_evaluation(result | {"options": scoring}, hypotheses, model=model, ensemble=ensemble, spec=spec, **paths)
 

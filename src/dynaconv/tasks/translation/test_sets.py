@@ -58,5 +58,11 @@ def _published(name: str, langpair: str) -> tuple[list[str], list[list[str]]]:
     dataset: Any = DATASETS[name]
     if langpair not in dataset.langpairs:
         raise ValueError(f"the test set {name} is not there for {langpair}, only for {', '.join(dataset.langpairs)}")
-    sources = read_all([Path(dataset.get_source_file(langpair))])
-    return sources, [read_aligned(Path(file), len(sources), name) for file in dataset.get_reference_files(langpair)]
+    try:
+        source, references = dataset.get_source_file(langpair), dataset.get_reference_files(langpair)
+    except OSError as error:
+        raise RuntimeError(
+            f"the test set {name} cannot be downloaded ({error}): check the connection, or give files by --format text"
+        ) from error
+    sources = read_all([Path(source)])
+    return sources, [read_aligned(Path(file), len(sources), name) for file in references]
