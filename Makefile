@@ -15,6 +15,8 @@ BIN := .venv/bin
 INSTALL := -m pip install --quiet --disable-pip-version-check
 # Two workers of one thread each, in about 60% of the time; plain pytest has one worker of two threads.
 PYTEST := -m pytest -n 2 --dist worksteal
+# With other versions than the lock's, without what takes minutes.
+QUICK := -m "not slow and not sweep"
 VERSIONS := -m pip --disable-pip-version-check freeze --exclude-editable
 
 .PHONY: demo test test-oldest test-newest lint bench sanitize wheel lock clean
@@ -35,13 +37,13 @@ test-oldest: .venv-oldest/bin/python
 	.venv-oldest/bin/python .ci/oldest.py > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python $(INSTALL) -c .venv-oldest/constraints.txt "$(TORCH)" -e ".[dev]"
 	.venv-oldest/bin/python $(VERSIONS)
-	.venv-oldest/bin/python $(PYTEST) -m "not slow and not sweep" $(HUGGINGFACE_TESTS)
+	.venv-oldest/bin/python $(PYTEST) $(QUICK) $(HUGGINGFACE_TESTS)
 
 # The newest versions of the day, but not of torch, for the same reason.
 test-newest: .venv-newest/bin/python
 	.venv-newest/bin/python $(INSTALL) --upgrade --upgrade-strategy eager "$(TORCH)" -e ".[dev]"
 	.venv-newest/bin/python $(VERSIONS)
-	.venv-newest/bin/python $(PYTEST) $(HUGGINGFACE_TESTS)
+	.venv-newest/bin/python $(PYTEST) $(QUICK) $(HUGGINGFACE_TESTS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check

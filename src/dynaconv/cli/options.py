@@ -77,6 +77,10 @@ class Translate(_Generate):
     Example: echo "Dieses Paket enthält die Dokumentation." | dynaconv translate runs/demo
     """
 
+    overlong: Literal["split", "truncate", "skip"] = "split"
+    """What becomes of a line of more tokens than the model was trained on: it is translated in pieces, or only its
+    beginning is, or its line of output is empty."""
+
 
 @dataclass(kw_only=True)
 class Summarize(_Generate):
@@ -88,6 +92,10 @@ class Summarize(_Generate):
 
     Example: dynaconv summarize runs/summaries documents.txt
     """
+
+    overlong: Literal["truncate", "skip"] = "truncate"
+    """What becomes of a document of more tokens than the model was trained on: its beginning is summarized, or its line
+    of output is empty."""
 
 
 @dataclass

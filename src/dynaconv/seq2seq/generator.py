@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from ..data.batching import NO_LABEL, in_order
 from ..data.moses import cut_words, join_words
-from ..data.tokenizer import load_tokenizers, moses_language
+from ..data.tokenizer import cut, load_tokenizers, moses_language
 from ..models import LightConvEnsemble  # its package makes AutoModelForSeq2SeqLM know our models
 from ..training.checkpoints import WEIGHTS, checkpoints, loading
 from ..training.loading import load_network, read_config
@@ -32,7 +32,7 @@ class SequenceGenerator:
     """Beam search over batches of lines of similar length; results come in the order of the lines.
 
     How to search is what the model's generation configuration says, where a call does not say it. A task has a class of
-    its own, with its name as `task`, which says by `limit` and `shorten` what becomes of long lines.
+    its own, with its name as `task`, which says by `limit`, `overlong` and `split` what becomes of long lines.
 
     Args:
         model: an encoder-decoder, in evaluation mode on the device to use.
@@ -41,6 +41,8 @@ class SequenceGenerator:
     """
 
     task: str
+    overlong: tuple[str, ...]
+    """What can become of a line of more than `limit` tokens: "split", "truncate" or "skip"; first what usually does."""
 
     def __init__(self, model: PreTrainedModel, source: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase):
         self.model: Any = model
@@ -97,11 +99,11 @@ class SequenceGenerator:
 
     @property
     def limit(self) -> int:
-        """Tokens of a line that need no shortening."""
+        """Tokens of a line that the model reads at once."""
         return self.model.config.max_source_positions
 
-    def shorten(self, line: str, ids: list[int], number: int) -> list[list[int]]:
-        """What the model reads of a line of more than `limit` tokens: pieces, of which each gives a part of the result.
+    def split(self, line: str, ids: list[int], number: int) -> list[list[int]]:
+        """Pieces of a line of more than `limit` tokens, of which each gives a part of the result.
 
         Args:
             line: the text.
@@ -111,8 +113,9 @@ class SequenceGenerator:
         raise NotImplementedError
 
     def generate(
-        self, lines: Sequence[str], *, prefixes: Sequence[str] | None = None, progress: bool = False, **search: Any
-    ) -> list[list[Hypothesis]]:
+        self, lines: Sequence[str], *, prefixes: Sequence[str] | None = None, overlong: str | None = None,
+        progress: bool = False, **search: Any,
+    ) -> list[list[Hypothesis]]:  # fmt: skip
         """The best results for every line, best first.
 
         An empty line gives empty results. Where a line is read in pieces, the scores of the pieces are averaged.
@@ -120,14 +123,16 @@ class SequenceGenerator:
         Args:
             lines: source text.
             prefixes: whole words with which the results for each line begin, "" for any.
+            overlong: what becomes of lines of more than `limit` tokens: one of the class's `overlong`, None: the first.
+                A line that is skipped gives an empty result.
             progress: show a progress bar.
             **search: those of :class:`~dynaconv.seq2seq.search.Search`; None: as the model's generation configuration
                 says.
 
         Raises:
             TypeError: lines or prefixes that are no strings, or a string alone; an unknown option.
-            ValueError: a number out of bounds, fewer beams than results wanted, or prefixes that are not as many as
-                lines, or too long.
+            ValueError: a number out of bounds, fewer beams than results wanted, prefixes that are not as many as lines,
+                or too long, or no such `overlong`.
         """
         _check_texts(lines=lines)
         begun = [""] * len(lines) if prefixes is None else prefixes
@@ -136,11 +141,11 @@ class SequenceGenerator:
         known = {prefix: self._prefix(prefix, options) for prefix in set(begun)}
         pairs = [(line, known[prefix]) for line, prefix in zip(lines, begun, strict=True)]
         with tqdm(total=len(lines), unit="line", disable=not progress) as bar:
-            return list(chain.from_iterable(self._stream(pairs, options, bar)))
+            return list(chain.from_iterable(self._stream(pairs, overlong, options, bar)))
 
     def stream(
-        self, lines: Iterable[str | None], *, prefix: str = "", progress: bool = False, total: int | None = None,
-        **search: Any,
+        self, lines: Iterable[str | None], *, prefix: str = "", overlong: str | None = None, progress: bool = False,
+        total: int | None = None, **search: Any,
     ) -> Iterator[list[list[Hypothesis]]]:  # fmt: skip
         """What `generate` returns, in parts: the results for the next lines as soon as they are there.
 
@@ -150,20 +155,23 @@ class SequenceGenerator:
         Args:
             lines: source text, read as needed; None: nothing more for now, go on with what has come.
             prefix: whole words with which every result begins.
+            overlong: as in `generate`.
             progress: show a progress bar.
             total: how many lines there are, for the progress bar; None: not known.
             **search: as in `generate`.
 
         Raises:
             TypeError: a string alone instead of lines, or an unknown option.
-            ValueError: a number out of bounds, fewer beams than results wanted, or a prefix that is too long.
+            ValueError: a number out of bounds, fewer beams than results wanted, a prefix that is too long, or no such
+                `overlong`.
         """
         _check_texts(lines=lines if isinstance(lines, str) else ())
         _check_texts(prefix=[prefix])
         options = Search.of(self.model, **search)
         begun = self._prefix(prefix, options)
         with tqdm(total=total, unit="line", disable=not progress) as bar:
-            yield from self._stream((line if line is None else (line, begun) for line in lines), options, bar)
+            pairs = (line if line is None else (line, begun) for line in lines)
+            yield from self._stream(pairs, overlong, options, bar)
 
     def score(
         self, sources: Sequence[str], targets: Sequence[str], *, progress: bool = False, max_tokens: int = 4000
@@ -219,7 +227,7 @@ class SequenceGenerator:
         everything = dict(gather_object(list(zip(mine, texts, strict=True))))
         return [everything[i] for i in range(len(lines))]
 
-    def _encode(self, line: str, number: int) -> list[list[int]]:
+    def _encode(self, line: str, number: int, overlong: str) -> list[list[int]]:
         """Token ids of a line, in pieces the model can take; an empty one for an empty line."""
         if not line.strip():
             return [[]]
@@ -227,7 +235,15 @@ class SequenceGenerator:
         unknown = ids.count(self.tokenizers["source"].unk_token_id)
         if unknown > len(ids) // 3:
             logger.warning("line %d: %d of %d tokens are unknown to the model", number, unknown, len(ids) - 1)
-        return [ids] if len(ids) <= self.limit else self.shorten(line, ids, number)
+        if len(ids) <= self.limit:
+            return [ids]
+        if overlong == "split":
+            return self.split(line, ids, number)
+        if overlong == "truncate":
+            logger.debug("line %d: the first %d of %d tokens are read", number, self.limit, len(ids))
+            return [cut(ids, self.limit)]
+        logger.warning("line %d: skipped, %d tokens are more than %d", number, len(ids), self.limit)
+        return [[]]
 
     def _prefix(self, text: str, search: Search) -> Prefix:
         ids = self.encode("target", text)[:-1]
@@ -245,9 +261,12 @@ class SequenceGenerator:
         return continuing_tokens(self.tokenizers["target"]).to(self.model.device)
 
     def _stream(
-        self, lines: Iterable[tuple[str, Prefix] | None], search: Search, bar: tqdm
+        self, lines: Iterable[tuple[str, Prefix] | None], overlong: str | None, search: Search, bar: tqdm
     ) -> Iterator[list[list[Hypothesis]]]:
         """Results for lines with the prefixes of their first pieces; None: nothing more for now."""
+        how = overlong or self.overlong[0]
+        if how not in self.overlong:
+            raise ValueError(f"overlong must be one of {', '.join(self.overlong)}; got {overlong!r}")
 
         def pieces() -> Iterator[_Piece | None]:
             number = 0
@@ -257,7 +276,7 @@ class SequenceGenerator:
                     continue
                 number += 1
                 text, prefix = line
-                encoded = self._encode(text, number)
+                encoded = self._encode(text, number, how)
                 for k, ids in enumerate(encoded, 1):
                     yield _Piece(ids, prefix if k == 1 else _NO_PREFIX, k == len(encoded))
 

@@ -156,6 +156,21 @@ def test_lines_of_a_pipe(text):
     assert lines == text.removesuffix(b"\n").split(b"\n") if text else lines == []
 
 
+def test_overlong_lines(translator, caplog):
+    line = "zwei rote Hunde sehen drei blaue Katzen " * 60
+    beginning = translator.tokenizers["source"].decode(translator.encode("source", line)[: translator.limit - 1])
+    lines = ["zwei rote Hunde", line]
+    short, whole = translator.generate(lines)
+    assert "translated in 3 pieces" in caplog.text
+    assert translator.generate(lines, overlong="skip") == [short, [("", 0.0)]]
+    assert f"line 2: skipped, 721 tokens are more than {translator.limit}" in caplog.text
+    [[cut]] = translator.generate([line], overlong="truncate")
+    assert cut.text == translator.generate([beginning])[0][0].text
+    assert len(cut.text) < len(whole[0].text)
+    with pytest.raises(ValueError, match="overlong must be one of split, truncate, skip; got 'cut'"):
+        translator.generate(lines, overlong="cut")
+
+
 def test_a_missing_file_is_noticed_at_once(toy_run, tmp_path):
     (tmp_path / "a.txt").write_text(LINES[0] + "\n")
     process = start(toy_run, tmp_path / "a.txt", tmp_path / "absent.txt")

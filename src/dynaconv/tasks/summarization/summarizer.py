@@ -1,11 +1,6 @@
 """Summarize documents with a trained model."""
 
-import logging
-
-from ...data.tokenizer import cut
 from ...seq2seq.generator import SequenceGenerator
-
-logger = logging.getLogger("dynaconv")
 
 
 class Summarizer(SequenceGenerator):
@@ -17,8 +12,4 @@ class Summarizer(SequenceGenerator):
     """
 
     task = "summarization"
-
-    def shorten(self, line: str, ids: list[int], number: int) -> list[list[int]]:
-        """The first `limit` tokens, of which the last ends the sequence."""
-        logger.debug("document %d: the first %d of %d tokens are read", number, self.limit, len(ids))
-        return [cut(ids, self.limit)]
+    overlong = ("truncate", "skip")

@@ -19,13 +19,14 @@ class Translator(SequenceGenerator):
     """
 
     task = "translation"
+    overlong = ("split", "truncate", "skip")
 
     @property
     def limit(self) -> int:
         """Tokens of a line that is translated in one piece."""
         return min(PIECE_TOKENS, self.model.generation_config.max_new_tokens or PIECE_TOKENS, super().limit)
 
-    def shorten(self, line: str, ids: list[int], number: int) -> list[list[int]]:
+    def split(self, line: str, ids: list[int], number: int) -> list[list[int]]:
         """Sentences, or words where there is one only, in pieces of at most `limit` tokens."""
         sentences = re.split(r"(?<=[.!?:;])\s+", line.strip())
         if len(sentences) == 1:
