@@ -1,5 +1,6 @@
 """Grafted models in what is built on transformers; its imports take seconds, and are made by the tests that need them."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,7 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=backend, padding_side="left", **names)
 
 
-def test_pipeline(tokenizer):
+def test_pipeline(tokenizer, tmp_path):
     """Texts alone and in a padded batch."""
     model, rows = grafted(), [tokens(1), tokens(1, 5, seed=3)]
     texts = [tokenizer.decode(row[0]) for row in rows]
@@ -108,8 +109,10 @@ def test_pipeline(tokenizer):
         new = [model.generate(row, max_new_tokens=8, do_sample=False)[0, row.shape[1] :] for row in rows]
         return [tokenizer.decode(row, skip_special_tokens=True) for row in new]
 
-    pipe, expected = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu"), continuations()
-    for size in (1, 2):
+    expected = continuations()
+    model.save_pretrained(tmp_path)
+    for size, source in ((1, model), (2, model), (2, str(tmp_path))):
+        pipe = pipeline("text-generation", model=source, tokenizer=tokenizer, device="cpu")
         results = pipe(texts, batch_size=size, max_new_tokens=8, do_sample=False, return_full_text=False)
         assert [result["generated_text"] for [result] in results] == expected
     dynaconv.ungraft(model)
@@ -162,6 +165,38 @@ def test_sft_trainer_with_packing(tmp_path, tokenizer, monkeypatch):
 def pieces_of(batch):
     starts = [*(batch["position_ids"][0] == 0).nonzero()[:, 0].tolist(), batch["input_ids"].shape[1]]
     return [batch["input_ids"][0, start:end] for start, end in zip(starts, starts[1:])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["sft", "dpo"])
+def test_trainers_that_load_by_a_path(tmp_path, tokenizer, trainer):
+    """The reference of a preference is the model itself before it is trained: the first loss is log 2."""
+    import trl
+    from datasets import Dataset
+
+    model = grafted()
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    kind, config, columns = {
+        "sft": (trl.SFTTrainer, trl.SFTConfig, {"text": ["w5 w6 w7 w8"] * 4}),
+        "dpo": (
+            trl.DPOTrainer,
+            trl.DPOConfig,
+            {"prompt": ["w5 w6"] * 4, "chosen": [" w7"] * 4, "rejected": [" w8"] * 4},
+        ),
+    }[trainer]
+    options = config(
+        str(tmp_path / "out"), max_steps=1, learning_rate=0.0, report_to=[], use_cpu=True, bf16=False, save_strategy="no",
+        logging_steps=1, disable_tqdm=True, gradient_checkpointing=False,
+    )  # fmt: skip
+    made = kind(
+        str(tmp_path / "model"), args=options, train_dataset=Dataset.from_dict(columns), processing_class=tokenizer
+    )
+    assert_close(made.model.eval()(tokens()).logits, model(tokens()).logits)
+    made.train()
+    if trainer == "dpo":
+        assert made.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+        assert any("short_convs" in name for name, _ in made.ref_model.named_parameters())
 
 
 @pytest.mark.slow

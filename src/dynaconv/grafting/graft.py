@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from ..models.huggingface import note_version
 from ..nn import DynamicShortConv, ShortConv, ShortConvGroup
 from ..nn.shortconv import Init, Kind, check_placement
+from .auto import GraftedConfig, architectures_of, mark_config
 from .modules import (
     Grafted,
     GraftedBackbone,
@@ -108,6 +109,7 @@ def graft(
         _graft_stack(model, stack, groups)
     change_class(model, GraftedBackboneModel if any(stack.backbone is model for stack in stacks) else GraftedModel)
     model.config.dynaconv = {"placement": placement, **options}
+    mark_config(model.config)
     return model
 
 
@@ -131,6 +133,9 @@ def ungraft(model: PreTrainedModel) -> PreTrainedModel:
         if hasattr(module, "short_convs"):
             del module.short_convs
     vars(model.config).pop("dynaconv", None)
+    if isinstance(model.config, GraftedConfig):
+        model.config.__class__ = original_class(model.config)
+        model.config.architectures = architectures_of(model.config) or None
     return model
 
 

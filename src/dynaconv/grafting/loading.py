@@ -1,15 +1,45 @@
-"""Models that were saved with short convolutions."""
+"""Models that were saved with short convolutions, and what keeps others from loading them without."""
 
 import inspect
 import os
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from .auto import GraftedConfig, architectures_of, builder, mark_config
 from .graft import graft
 
 _HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+class SavedGraft(PreTrainedConfig):
+    """Reads the config.json of a model with short convolutions, as that of its host; see `GraftedConfig`."""
+
+    model_type = GraftedConfig.saved_type
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The configuration of the host, with which the Auto classes make a model with convolutions.
+
+        Raises:
+            ValueError: no such host, or other options than :func:`~dynaconv.grafting.graft` has.
+        """
+        host = config_dict.get("host")
+        known = transformers.CONFIG_MAPPING
+        if not isinstance(host, dict) or host.get("type") not in known or not isinstance(host.get("config"), dict):
+            raise ValueError(f"config.json must have the host of the short convolutions; got {host!r:.100}")
+        result = known[host["type"]].from_dict({**host["config"], "dynaconv": config_dict.get("dynaconv")}, **kwargs)
+        config = result[0] if isinstance(result, tuple) else result
+        _check_options(config)
+        mark_config(config)
+        return result
+
+
+def _check_options(config: Any) -> None:
+    names = set(inspect.signature(graft).parameters) - {"model"}
+    if not isinstance(config.dynaconv, dict) or not config.dynaconv.keys() <= names:
+        raise ValueError(f"dynaconv in config.json must have {', '.join(sorted(names))}; got {config.dynaconv!r}")
 
 
 def from_pretrained(path: str | os.PathLike[str], **keywords: Any) -> Any:
@@ -24,7 +54,7 @@ def from_pretrained(path: str | os.PathLike[str], **keywords: Any) -> Any:
 
     Raises:
         ValueError: the checkpoint has no short convolutions, other ones than :func:`graft` makes, or lacks some of
-            their parameters.
+            their parameters; or something has taken the place of the linear layers that they follow.
     """
     hub = {name: keywords.pop(name) for name in _HUB_KEYWORDS if name in keywords}
     own = {name: keywords.pop(name) for name in ("dtype", "torch_dtype", "output_loading_info") if name in keywords}
@@ -34,32 +64,18 @@ def from_pretrained(path: str | os.PathLike[str], **keywords: Any) -> Any:
         config, keywords = load(path, return_unused_kwargs=True, **hub, **keywords)
     elif isinstance(config, (str, os.PathLike)):
         config = load(config, **hub)
-    options = getattr(config, "dynaconv", None)
-    if options is None:
+    if getattr(config, "dynaconv", None) is None:
         raise ValueError(
             f"{path} was not saved with convolutions from dynaconv.graft: load it with "
             "transformers.AutoModelForCausalLM, after import dynaconv.models if it is one of these"
         )
-    names = set(inspect.signature(graft).parameters) - {"model"}
-    if not isinstance(options, dict) or not options.keys() <= names:
-        raise ValueError(f"dynaconv in the config.json of {path} must have {', '.join(sorted(names))}; got {options!r}")
-    original: Any = getattr(transformers, (config.architectures or ["?"])[0], None)
+    _check_options(config)
+    mark_config(config)
+    architectures = architectures_of(config)
+    original: Any = getattr(transformers, (architectures or ["?"])[0], None)
     if not isinstance(original, type) or not issubclass(original, PreTrainedModel):
-        raise ValueError(f"{path} must name a model of transformers in architectures; got {config.architectures}")
+        raise ValueError(f"{path} must name a model of transformers in architectures; got {architectures}")
+    return builder(original).from_pretrained(path, config=config, **hub, **own, **keywords)
 
-    def build(self: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
-        original.__init__(self, *args, **kwargs)
-        self.__class__ = original
-        graft(self, **options)
 
-    identity = {"__module__": original.__module__, "__qualname__": original.__qualname__}
-    builder: Any = type(original.__name__, (original,), {"__init__": build, **identity})
-    wants_info = own.pop("output_loading_info", False)
-    model, info = builder.from_pretrained(path, config=config, output_loading_info=True, **hub, **own, **keywords)
-    missing = sorted(key for key in info["missing_keys"] if ".short_convs." in key)
-    if missing:
-        raise ValueError(
-            f"{path} lacks {len(missing)} parameters of short convolutions that its config.json tells of: "
-            f"{', '.join(missing[:3])}, ..."
-        )
-    return (model, info) if wants_info else model
+AutoConfig.register(SavedGraft.model_type, SavedGraft)

@@ -11,7 +11,7 @@ import threading
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..models.huggingface import Sequences, attach_states, find_cache, find_sequences, own_cache
 from ..nn import Stream
@@ -217,8 +217,8 @@ class LayerCall:
         return conditions
 
 
-def change_class(module: nn.Module, mixin: type) -> None:
-    """Give a module the class that mixes `mixin` into its own."""
+def change_class(module: nn.Module | PreTrainedConfig, mixin: type) -> None:
+    """Give a module or a configuration the class that mixes `mixin` into its own."""
     module.__class__ = _mixed(mixin, type(module))
 
 
@@ -238,7 +238,8 @@ def original_class(module: Grafted) -> type:
 @functools.cache
 def _mixed(mixin: type, original: Any) -> type:
     members = {"mixin": mixin, "original": original}
-    members["argument_names"] = tuple(inspect.signature(original.forward).parameters)[1:]
+    if issubclass(original, nn.Module):
+        members["argument_names"] = tuple(inspect.signature(original.forward).parameters)[1:]
     # Hugging Face and FSDP look classes up by their names.
     members |= {"__module__": original.__module__, "__qualname__": original.__qualname__}
     return type(original.__name__, (mixin, original), members)

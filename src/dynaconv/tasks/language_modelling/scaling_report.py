@@ -17,6 +17,7 @@ mpl.use("Agg")
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from ...training.loading import read_config
 from ...training.recipe import read_recipe, recipe_file, task_in
 from .scaling import Advantage, Law, Run, check_runs, compute_advantage, fit
 
@@ -114,7 +115,7 @@ def _read_folder(run: Path) -> Run:
     last: dict[str, Any] = {}
     for entry in json.loads((run / "history.json").read_text("utf-8")):
         last |= entry
-    family = _family(json.loads((run / "config.json").read_text("utf-8")))
+    family = _family(read_config(run).to_dict())
     try:
         tokens = float(last["num_input_tokens_seen"])
         flops = last["flops_per_second"] / last["tokens_per_second"] * tokens
