@@ -13,6 +13,14 @@ from dynaconv.nn import Stream, StreamStates
 
 from .support import FAMILIES, assert_close, differs, grafted, in_chunks, left_padded, tokens, vanilla
 
+OTHERS = {
+    "deepseek_v3": {
+        "num_key_value_heads": 4, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8,
+        "v_head_dim": 8, "n_routed_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2, "n_group": 1,
+        "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 2,
+    },
+}  # fmt: skip
+
 
 @pytest.mark.parametrize("placement", ["qkv", "all_linear"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -58,8 +66,30 @@ def test_left_padding(family, placement, monkeypatch):
         )
         new = actual[:1, padded.shape[1] :][:, : expected.shape[1]]
         assert torch.equal(new, expected)
+    given = {"attention_mask": mask, "position_ids": positions, "use_cache": False}
+    assert_close(model(padded, **given).logits[:1, 3:], whole)
     monkeypatch.setattr(Stream, "masked", lambda self, x: x)
-    assert differs(model(padded, attention_mask=mask, position_ids=positions).logits[:1, 3:], whole)
+    assert differs(model(padded, **given).logits[:1, 3:], whole)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "deepseek_v3", "qwen3"])
+@torch.no_grad()
+def test_padding_behind_tokens_is_skipped_when_they_are_gone_on_with(family):
+    model, ids, new = grafted(family, **OTHERS.get(family, {})), tokens(), tokens(2, 4, seed=9)
+    plain = vanilla(family, **OTHERS.get(family, {}))
+    for front, middle in ((0, 3), (2, 1)):  # a prompt padded on the right; one padded on both sides, then padded rows
+        row = torch.cat([torch.full((2, front), 5), ids, torch.full((2, middle), 5), new], 1)
+        mask = torch.ones_like(row)
+        mask[:, :front] = mask[:, front + 13 : front + 13 + middle] = 0
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        for cut in (front + 13 + middle, front + 13, front + 14 if middle > 1 else front + 13):
+            for network in (plain, model):
+                cache, pieces = DynamicCache(config=network.config), []
+                for a, b in ((0, cut), (cut, row.shape[1])):
+                    given = {"attention_mask": mask[:, :b], "position_ids": positions[:, a:b], CACHE: cache}
+                    pieces.append(network(row[:, a:b], **given).logits)
+                whole = network(torch.cat([ids, new], 1)).logits
+                assert_close(torch.cat(pieces, 1)[mask.bool()].view_as(whole), whole)
 
 
 @pytest.mark.parametrize("placement", ["qkv", "all_linear"])
@@ -165,7 +195,7 @@ def test_caches_of_the_wrong_kind():
     cache = model(ids[:, :4])[CACHE]
     with pytest.raises(ValueError, match="4 tokens that the convolution self_attn_o_proj.o_proj has not seen"):
         grafted("llama", "all_linear")(ids[:, 4:], **{CACHE: cache})
-    with pytest.raises(RuntimeError, match="do not work with continuous batching"):
+    with pytest.raises(RuntimeError, match="LlamaForCausalLM does not work with continuous batching"):
         model.generate_batch([[5, 6, 7]])
     cache = model(ids)[CACHE]
     with pytest.raises(RuntimeError, match="2 tokens cannot be taken back, 0 were recorded"):

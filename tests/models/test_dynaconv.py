@@ -69,8 +69,44 @@ def test_left_padding(name, monkeypatch):
     model.generation_config.eos_token_id = None
     expected = model.generate(ids[:1], max_new_tokens=6, do_sample=False)[0, 13:]
     assert torch.equal(model.generate(padded, attention_mask=mask, max_new_tokens=6, do_sample=False)[0, 16:], expected)
+    assert_close(model(padded, attention_mask=mask, use_cache=False).logits[:1, 3:], whole)
     monkeypatch.setattr(Stream, "masked", lambda self, x: x)
-    assert differs(model(padded, attention_mask=mask).logits[:1, 3:], whole)
+    assert differs(model(padded, attention_mask=mask, use_cache=False).logits[:1, 3:], whole)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_padding_behind_tokens_is_skipped_when_they_are_gone_on_with(name, monkeypatch):
+    model, ids = make(name), tokens(2, 16)
+    row = torch.cat([ids[:, :11], torch.full((2, 3), 5), ids[:, 11:]], 1)
+    mask = torch.ones_like(row)
+    mask[:, 11:14] = 0
+    positions = mask.cumsum(1) - 1
+    whole = model(ids).logits
+    for cut in (11, 12, 14):
+        first = model(row[:, :cut], attention_mask=mask[:, :cut], position_ids=positions[:, :cut])
+        rest = model(row[:, cut:], attention_mask=mask, position_ids=positions[:, cut:], cache=first.cache)
+        assert_close(torch.cat([first.logits, rest.logits], 1)[mask.bool()].view_as(whole), whole)
+    convolve = StreamStates.convolve
+    monkeypatch.setattr(StreamStates, "convolve", lambda *given, padding, **named: convolve(*given, **named))
+    first = model(row[:, :14], attention_mask=mask[:, :14], position_ids=positions[:, :14])
+    rest = model(row[:, 14:], attention_mask=mask, position_ids=positions[:, 14:], cache=first.cache)
+    assert differs(rest.logits, whole[:, 11:])
+
+
+def test_what_may_be_taken_back_has_no_padding_behind_it():
+    stream = StreamStates()
+    stream.record_past = True
+    conv, x, padding = ShortConv(4), torch.randn(2, 5, 4), torch.zeros(2, 5, dtype=torch.bool)
+    padding[0, :2] = True
+    Stream(~padding, states=stream).convolve(conv, "x", x)
+    with pytest.raises(ValueError, match="padding behind a token cannot be recorded to be taken back"):
+        Stream(~padding, states=stream).convolve(conv, "x", x)
+
+
+def test_continuous_batching_is_refused():
+    with pytest.raises(RuntimeError, match=r"DynaConvForCausalLM does not work with continuous batching: use generate"):
+        make("attention").generate_batch([[5, 6]])
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -78,6 +78,20 @@ def test_padding_on_the_left(mixer):
     assert (model(padded).logits[:, 4:] - logits).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("mixer", ["dynamic", "lightweight", "attention"])
+@torch.no_grad()
+def test_padding_behind_tokens_is_skipped_when_they_are_gone_on_with(mixer):
+    model = make_model(decoder_mixer=mixer)
+    row = torch.cat([IDS[:, :5], torch.full((3, 2), 1), IDS[:, 5:]], 1)
+    mask = (row != 1).long()
+    whole = model(IDS).logits
+    for cut in (5, 6, 7):
+        first = model(row[:, :cut], attention_mask=mask[:, :cut])
+        rest = model(row[:, cut:], attention_mask=mask, cache=first.cache)
+        found = torch.cat([first.logits, rest.logits], 1)[mask.bool()].view_as(whole)
+        torch.testing.assert_close(found, whole, rtol=1e-5, atol=2e-5)
+
+
 def test_adaptive_softmax_is_that_of_torch():
     ours = AdaptiveSoftmax(40, 32, [10, 20], 2, 0.0)
     theirs = nn.AdaptiveLogSoftmaxWithLoss(32, 40, [10, 20], div_value=2)

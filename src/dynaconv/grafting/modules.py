@@ -13,8 +13,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..models.huggingface import Sequences, attach_states, find_cache, find_sequences, own_cache
-from ..nn import Stream
+from ..models.huggingface import NoPagedCache, Sequences, attach_states, find_cache, find_sequences, own_cache
+from ..nn import Stream, StreamStates
 from .sites import Site
 
 
@@ -33,7 +33,7 @@ class Grafted:
         return {**dict(zip(self.argument_names, args, strict=False)), **kwargs}
 
 
-class GraftedModel(Grafted):
+class GraftedModel(NoPagedCache, Grafted):
     """A model with short convolutions, which is saved with them; it prepares caches for what generation does."""
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
@@ -57,14 +57,6 @@ class GraftedModel(Grafted):
                 attach_states(states, module.graft_index)
         if generation_config.is_assistant:
             cache.activate_past_recording()
-
-    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> None:
-        """Not for short convolutions.
-
-        Raises:
-            RuntimeError: always.
-        """
-        raise RuntimeError("short convolutions do not work with continuous batching: use generate()")
 
 
 class GraftedBackbone(Grafted):
@@ -207,7 +199,7 @@ class LayerCall:
         mask = self.sequences.keys
         if mask is not None:
             mask = nn.functional.pad(mask[:, :number], (0, max(0, number - mask.shape[1])))
-        return Stream(mask)
+        return Stream(mask, states=StreamStates())  # which lets tokens with padding between them follow one another
 
     def _conditions(self, name: str, x: Tensor, source: Tensor) -> dict[str, Tensor]:
         made_from, conditions = self.made.get(name, (None, {}))

@@ -37,9 +37,29 @@ class StreamStates:
         inputs = self.inputs[name]
         return inputs[:, inputs.shape[1] - keep :]
 
-    def convolve(self, conv: Callable[..., Tensor], name: str, x: Tensor, *condition: Tensor, keep: int) -> Tensor:
-        """conv(x, *condition, ...) with the `keep` inputs before x [B, T, D], to which x is then appended."""
+    def convolve(
+        self, conv: Callable[..., Tensor], name: str, x: Tensor, *condition: Tensor, keep: int,
+        padding: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """conv(x, *condition, ...) with the `keep` inputs before x [B, T, D], to which x is then appended.
+
+        Args:
+            conv: a causal convolution.
+            name: under which its last inputs are kept.
+            x: [B, T, D].
+            *condition: [B, T, C], what else `conv` takes.
+            keep: inputs that it needs of those before.
+            padding: [B, T], True where a row has no token: there y is zero, and the tokens before and behind follow one
+                another. None: there is none.
+
+        Raises:
+            ValueError: padding behind a token, while inputs are recorded to be taken back.
+        """
         past = self.past(name, x, keep)
+        if padding is not None and not self.record_past:
+            return self._convolve_tokens(conv, name, past, padding, x, *condition)
+        if padding is not None:
+            self._check_leading(name, padding)
         # Without gradients, and where the last inputs are all that is kept, the operator overwrites them itself.
         in_place = not (torch.is_grad_enabled() or self.record_past or torch.compiler.is_compiling())
         if in_place and past.dtype == x.dtype and self.inputs[name].shape == (*x.shape[:1], keep, x.shape[2]):
@@ -49,6 +69,24 @@ class StreamStates:
             y = conv(x, *condition, initial_state=past)
             self._advance(name, x)
         return y
+
+    def _convolve_tokens(
+        self, conv: Callable[..., Tensor], name: str, past: Tensor, padding: Tensor, *arguments: Tensor
+    ) -> Tensor:
+        """Of rows without their padding, which is moved behind the tokens and back again."""
+        order = padding.to(torch.uint8).argsort(dim=1, stable=True)
+        x, *condition = (_take(argument, order) for argument in arguments)
+        y = _take(conv(x, *condition, initial_state=past), order.argsort(dim=1)).masked_fill(padding[..., None], 0)
+        last = (~padding).sum(1, keepdim=True) + torch.arange(past.shape[1], device=padding.device)
+        _replace(self.inputs, name, _take(torch.cat([past, x], dim=1), last))
+        self._count(name, x)
+        return y
+
+    def _check_leading(self, name: str, padding: Tensor) -> None:
+        if self._tokens[name] or bool((padding[:, 1:] & ~padding[:, :-1]).any()):
+            raise ValueError(
+                "padding behind a token cannot be recorded to be taken back: put it on the left of the first call"
+            )
 
     def _count(self, name: str, x: Tensor) -> None:
         # A number that changed with every call would be compiled again with every call.
@@ -113,6 +151,11 @@ class StreamStates:
         self._tokens = dict.fromkeys(self._tokens, 0)
 
 
+def _take(x: Tensor, order: Tensor) -> Tensor:
+    """The tokens `order` [B, N] of x [B, T, D], [B, N, D]."""
+    return x.gather(1, order[..., None].expand(-1, -1, x.shape[2]))
+
+
 def _replace(tensors: dict[str, Tensor], name: str, new: Tensor) -> None:
     old = tensors.get(name)
     # What a backward pass has saved must not change; without one the address stays, for CUDA graphs.
@@ -167,7 +210,8 @@ class Stream:
         keep = conv.width - 1
         if self.states is None or keep == 0:
             return conv(*arguments)
-        return self.states.convolve(conv, name, *arguments, keep=keep)
+        padding = None if self.padding is None else self.padding[..., 0]
+        return self.states.convolve(conv, name, *arguments, keep=keep, padding=padding)
 
     def recur(
         self, recurrence: Callable[..., tuple[Tensor, Tensor | None]], name: str, *tensors: Tensor, **options: Any

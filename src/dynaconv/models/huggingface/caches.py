@@ -240,7 +240,19 @@ def attach_decoder_states(cache: Any, attention: Sequence[bool]) -> None:
             cache.layers[index] = ConvStateLayer(static)
 
 
-class DecoderGenerationMixin(GenerationMixin):
+class NoPagedCache:
+    """Mixed into models with states that a paged cache has no place for."""
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> None:
+        """Not for convolutions and recurrences.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(f"{type(self).__name__} does not work with continuous batching: use generate()")
+
+
+class DecoderGenerationMixin(NoPagedCache, GenerationMixin):
     """`generate()` of a language model whose `model` says in `attention` which of its layers have attention."""
 
     model: Any

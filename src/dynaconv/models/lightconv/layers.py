@@ -177,11 +177,13 @@ class ConvMixer(nn.Module):
         x = self.in_proj(F.dropout(x, self.input_dropout, self.training))
         if self.glu:
             x = F.glu(x)
-        if mask is not None:
-            x = x.masked_fill(mask[:, -x.shape[1] :, None] == 0, 0)
+        padding = None if mask is None else mask[:, -x.shape[1] :] == 0
+        if padding is not None:
+            x = x.masked_fill(padding[..., None], 0)
         if cache is None:
             return self.out_proj(self.conv(x))
-        y = cache.convolve(partial(self.conv, offset=cache.seen), "conv", x, keep=self.conv.kernel_size - 1)
+        conv, keep = partial(self.conv, offset=cache.seen), self.conv.kernel_size - 1
+        y = cache.convolve(conv, "conv", x, keep=keep, padding=padding)
         cache.seen += x.shape[1]
         return self.out_proj(y)
 
