@@ -60,21 +60,75 @@ def test_lora_trained_saved_loaded_merged(tmp_path, trained):
     assert differs(dynaconv.ungraft(merged)(ids).logits, expected)
 
 
-def test_lora_on_a_convolved_projection_is_added_behind_the_convolution():
-    """So that merging it changes the model."""
-    model, ids = grafted(), tokens()
-    adapted = adapt(model, ["v_proj"]).eval()
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+def test_lora_on_a_convolved_projection_is_convolved_too(family, tmp_path):
+    """So that merging it changes nothing, nor an adapter that begins with a part of the weights."""
+    import peft
+
+    target = {"llama": "v_proj", "gpt2": "c_attn", "phi3": "qkv_proj"}[family]
+    model, ids = grafted(family), tokens()
+    before = model(ids).logits
+    adapted = adapt(model, [target], fan_in_fan_out=family == "gpt2").eval()
     logits = adapted(ids).logits
-    expected = grafted()
-    for layer, with_lora in zip(expected.model.layers, model.model.layers):
-        lora = with_lora.self_attn.v_proj
-        layer.self_attn.v_proj.register_forward_hook(
-            lambda linear, inputs, y, lora=lora: (
-                y + lora.scaling["default"] * lora.lora_B["default"](lora.lora_A["default"](*inputs))
-            )
+    assert differs(logits, before)
+    expected = grafted(family)
+    for layer, with_lora in zip(expected.base_model.layers if family != "gpt2" else expected.transformer.h,
+                                model.base_model.layers if family != "gpt2" else model.transformer.h):  # fmt: skip
+        linear, lora = (
+            next(m for name, m in one.named_modules() if name.endswith(target)) for one in (layer, with_lora)
         )
+        update = lora.get_delta_weight("default")
+        linear.weight.data += update
     assert_close(logits, expected(ids).logits)
-    assert differs(adapted.merge_and_unload()(ids).logits, logits)
+    with adapted.disable_adapter():
+        assert_close(adapted(ids).logits, before)
+    adapted.save_pretrained(tmp_path)
+    assert_close(peft.PeftModel.from_pretrained(grafted(family), tmp_path).eval()(ids).logits, logits)
+    generated = adapted.generate(input_ids=ids, max_new_tokens=5, do_sample=False)
+    merged = adapted.merge_and_unload()
+    assert_close(merged(ids).logits, logits)
+    assert torch.equal(merged.generate(input_ids=ids, max_new_tokens=5, do_sample=False), generated)
+    assert_close(adapt(grafted(family), [target], fan_in_fan_out=family == "gpt2").unload()(ids).logits, before)
+    merged = dynaconv.ungraft(merged)
+    assert not [module for module in merged.modules() if isinstance(module, modules.Grafted)]
+    assert differs(merged(ids).logits, logits)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_adapters_that_begin_with_a_part_of_the_weights(start):
+    import peft
+
+    model, ids = grafted(), tokens()
+    before = model(ids).logits
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=start)
+    )
+    torch.testing.assert_close(adapted.eval()(ids).logits, before, rtol=1e-4, atol=1e-4)  # a decomposition in fp32
+
+
+class Halved(torch.nn.Module):
+    """As a quantized layer."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.register_buffer("weight", linear.weight.detach().bfloat16())
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight.to(x.dtype))
+
+
+@pytest.mark.parametrize("placement", ["qkv", "all_linear"])
+def test_layers_that_a_quantizer_puts_in_the_place_of_linear_ones_are_convolved(placement):
+    model, ids = grafted(placement=placement), tokens()
+    expected, plain = model(ids).logits, vanilla()(ids).logits
+    paths = [
+        name for name, m in model.model.named_modules() if isinstance(m, torch.nn.Linear) and "short_convs" not in name
+    ]
+    for path in paths:
+        model.model.set_submodule(path, Halved(model.model.get_submodule(path)))
+    assert not [m for m in model.model.layers.modules() if type(m) is torch.nn.Linear]
+    torch.testing.assert_close(model(ids).logits, expected, rtol=0.05, atol=0.05)
+    assert (model(ids).logits - expected).abs().max() < (plain - expected).abs().max() / 10
 
 
 def test_lora_before_the_graft_has_to_be_merged():

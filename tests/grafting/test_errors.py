@@ -91,9 +91,9 @@ def test_tokens_before_rows_are_refused():
 
 @torch.no_grad()
 def test_a_site_that_is_passed_over_or_called_twice_is_noticed():
-    """Quantizers and others put modules of their own in the place of linear layers."""
+    """As by who goes past `setattr` to put a module of their own in the place of a linear layer."""
     model, ids = grafted(), tokens()
-    model.model.layers[1].self_attn.k_proj = torch.nn.Linear(32, 16, bias=False)
+    model.model.layers[1].self_attn._modules["k_proj"] = torch.nn.Linear(32, 16, bias=False)
     with pytest.raises(RuntimeError, match="LlamaDecoderLayer has not called self_attn.k_proj, whose outputs have"):
         model(ids)
     model = grafted()

@@ -78,13 +78,13 @@ def test_as_saved_before_configurations_had_a_type_of_their_own(tmp_path):
 
 
 def test_what_takes_the_place_of_a_convolved_layer_is_seen_when_it_is_loaded(tmp_path, monkeypatch):
-    """As quantizers do it."""
+    """As by who goes past `setattr`."""
     grafted().save_pretrained(tmp_path)
     load = LlamaForCausalLM.from_pretrained.__func__
 
     def quantized(cls, *args, **kwargs):
         model, info = load(cls, *args, **kwargs)
-        model.model.layers[1].self_attn.v_proj = torch.nn.Linear(32, 16)
+        model.model.layers[1].self_attn._modules["v_proj"] = torch.nn.Linear(32, 16)
         return model, info
 
     monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", classmethod(quantized))

@@ -15,11 +15,13 @@ from .modules import (
     GraftedBackbone,
     GraftedBackboneModel,
     GraftedLayer,
-    GraftedLinear,
     GraftedModel,
+    GraftedParent,
     Slot,
     change_class,
+    graft_linear,
     original_class,
+    plain,
 )
 from .sites import Site
 from .stacks import Stack, attention_of, find_stacks
@@ -53,8 +55,8 @@ def graft(
         for name, parameter in model.named_parameters():
             parameter.requires_grad = "short_convs" in name
 
-    The paper trains them without weight decay. Packed sequences need `use_cache=False`, as in transformers itself. LoRA
-    on a projection adds its update behind the convolution, so that merging it into the weights changes the model.
+    The paper trains them without weight decay. Packed sequences need `use_cache=False`, as in transformers itself. An
+    adapter of PEFT on a projection, and a quantized layer in its place, are convolved as the projection was.
 
     Args:
         model: of transformers: causal language model, encoder, encoder-decoder, language model behind another
@@ -126,12 +128,10 @@ def ungraft(model: PreTrainedModel) -> PreTrainedModel:
     grafted = [module for module in modules if isinstance(module, Grafted)]
     if not grafted:
         raise ValueError(f"model must have short convolutions from dynaconv.graft; got a plain {type(model).__name__}")
-    for module, original in [(module, original_class(module)) for module in grafted]:
-        module.__class__ = original
-        for name in [name for name in vars(module) if name.startswith("graft_")]:
-            delattr(module, name)
-        if hasattr(module, "short_convs"):
-            del module.short_convs
+    for module in grafted:
+        original_class(module)  # raises before the first is changed
+    for module in grafted:
+        plain(module)
     vars(model.config).pop("dynaconv", None)
     if isinstance(model.config, GraftedConfig):
         model.config.__class__ = original_class(model.config)
@@ -193,10 +193,10 @@ def _graft_stack(model: PreTrainedModel, stack: Stack, convs: list[nn.ModuleDict
             continue
         layer: Any = module
         for site in sites:
-            linear = layer.get_submodule(site.path)
-            if not isinstance(linear, Grafted):
-                linear.graft_site, linear.graft_slot = site, slot
-                change_class(linear, GraftedLinear)
+            graft_linear(layer.get_submodule(site.path), site, slot)
+            parent = layer.get_submodule(site.path.rpartition(".")[0])
+            if parent is not layer and not isinstance(parent, Grafted):
+                change_class(parent, GraftedParent)
         # Some caches have several layers for one of the network.
         own_index = getattr(attention_of(layer, sites), "layer_idx", None)
         layer.graft_index = index if own_index is None else own_index

@@ -92,7 +92,23 @@ class GraftedBackboneModel(GraftedModel, GraftedBackbone):
     """A model that is its own backbone."""
 
 
-class GraftedLayer(Grafted):
+class GraftedParent(Grafted):
+    """A module with linear layers whose output is convolved, also when something takes their place.
+
+    Adapters of PEFT put a module around a linear layer and quantizers put another in its place, by `setattr` of its
+    parent: the convolution then follows what is called by this name.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        old = vars(self).get("_modules", {}).get(name)
+        if isinstance(old, GraftedLinear) and isinstance(value, nn.Module) and value is not old:
+            site, slot = old.graft_site, old.graft_slot
+            plain(old)
+            graft_linear(value, site, slot)
+        super().__setattr__(name, value)
+
+
+class GraftedLayer(GraftedParent):
     """A layer with short convolutions."""
 
     graft_index: int
@@ -139,10 +155,10 @@ class GraftedLinear(Grafted):
     graft_site: Site
     graft_slot: "Slot"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[B, T, C] to [B, T, D]; tokens may also be flattened to [B * T, C]."""
         parent: Any = super()
-        y = parent.forward(x)
+        y = parent.forward(x, *args, **kwargs)
         if self.graft_slot.call is None:
             raise RuntimeError(f"{self.graft_site.path} with a short convolution must be called by its decoder layer")
         return self.graft_slot.call.convolve(self.graft_site, x, y)
@@ -207,6 +223,23 @@ class LayerCall:
             conditions = self.groups[name].conditions(source)
             self.made[name] = (x, conditions)
         return conditions
+
+
+def graft_linear(linear: nn.Module, site: Site, slot: Slot) -> None:
+    """Let a convolution follow a module, unless one does already."""
+    if not isinstance(linear, GraftedLinear):
+        change_class(linear, GraftedLinear)
+        grafted = cast(GraftedLinear, linear)
+        grafted.graft_site, grafted.graft_slot = site, slot
+
+
+def plain(module: Any) -> None:
+    """Give a module its class from before a graft; its convolutions are lost."""
+    module.__class__ = original_class(module)
+    for name in [name for name in vars(module) if name.startswith("graft_")]:
+        delattr(module, name)
+    if hasattr(module, "short_convs"):
+        del module.short_convs
 
 
 def change_class(module: nn.Module | PreTrainedConfig, mixin: type) -> None:
