@@ -1,6 +1,8 @@
 """Grafted models in what is built on transformers; its imports take seconds, and are made by the tests that need them."""
 
+import copy
 import math
+import pickle
 from pathlib import Path
 
 import pytest
@@ -106,7 +108,17 @@ def test_adapters_that_begin_with_a_part_of_the_weights(start):
     torch.testing.assert_close(adapted.eval()(ids).logits, before, rtol=1e-4, atol=1e-4)  # a decomposition in fp32
 
 
-class Halved(torch.nn.Module):
+class Slotted:
+    """As the abstract class that is a base of quanto's layers: their class cannot be changed."""
+
+    __slots__ = ()
+
+
+class WithDict(Slotted):
+    pass
+
+
+class Halved(WithDict, torch.nn.Module):
     """As a quantized layer."""
 
     def __init__(self, linear):
@@ -129,6 +141,12 @@ def test_layers_that_a_quantizer_puts_in_the_place_of_linear_ones_are_convolved(
     assert not [m for m in model.model.layers.modules() if type(m) is torch.nn.Linear]
     torch.testing.assert_close(model(ids).logits, expected, rtol=0.05, atol=0.05)
     assert (model(ids).logits - expected).abs().max() < (plain - expected).abs().max() / 10
+    halved = model(ids).logits
+    assert any(m._forward_hooks for m in model.modules() if isinstance(m, Halved))  # their class stays
+    assert torch.equal(copy.deepcopy(model)(ids).logits, halved)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(ids).logits, halved)
+    assert differs(dynaconv.ungraft(model)(ids).logits, halved)
+    assert not any(module._forward_hooks or hasattr(module, "graft_site") for module in model.modules())
 
 
 def test_lora_before_the_graft_has_to_be_merged():

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, cast
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from .modules import Grafted, GraftedLayer, change_class
+from .modules import Grafted, GraftedLayer, change_class, is_convolved
 
 _PREFIX = "Grafted"
 
@@ -106,7 +106,7 @@ class _Builder:
             )
         for layer in model.modules():
             for site in layer.graft_sites if isinstance(layer, GraftedLayer) else ():
-                if not isinstance(linear := layer.get_submodule(site), Grafted):
+                if not is_convolved(linear := layer.get_submodule(site)):
                     raise ValueError(
                         f"a {type(linear).__name__} has taken the place of {site}, whose output has a short "
                         "convolution: quantize other layers only, or convolve others"

@@ -20,6 +20,7 @@ from .modules import (
     Slot,
     change_class,
     graft_linear,
+    is_convolved,
     original_class,
     plain,
 )
@@ -124,13 +125,13 @@ def ungraft(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ValueError: the model has none, or was changed since, by FSDP for instance. The model stays as it was.
     """
-    modules = model.modules() if isinstance(model, nn.Module) else ()
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
     grafted = [module for module in modules if isinstance(module, Grafted)]
     if not grafted:
         raise ValueError(f"model must have short convolutions from dynaconv.graft; got a plain {type(model).__name__}")
     for module in grafted:
         original_class(module)  # raises before the first is changed
-    for module in grafted:
+    for module in [*grafted, *filter(is_convolved, modules)]:
         plain(module)
     vars(model.config).pop("dynaconv", None)
     if isinstance(model.config, GraftedConfig):

@@ -101,7 +101,7 @@ class GraftedParent(Grafted):
 
     def __setattr__(self, name: str, value: Any) -> None:
         old = vars(self).get("_modules", {}).get(name)
-        if isinstance(old, GraftedLinear) and isinstance(value, nn.Module) and value is not old:
+        if is_convolved(old) and isinstance(value, nn.Module) and value is not old:
             site, slot = old.graft_site, old.graft_slot
             plain(old)
             graft_linear(value, site, slot)
@@ -158,10 +158,7 @@ class GraftedLinear(Grafted):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[B, T, C] to [B, T, D]; tokens may also be flattened to [B * T, C]."""
         parent: Any = super()
-        y = parent.forward(x, *args, **kwargs)
-        if self.graft_slot.call is None:
-            raise RuntimeError(f"{self.graft_site.path} with a short convolution must be called by its decoder layer")
-        return self.graft_slot.call.convolve(self.graft_site, x, y)
+        return _convolve(self, (x,), parent.forward(x, *args, **kwargs))
 
 
 class Slot(threading.local):
@@ -225,17 +222,34 @@ class LayerCall:
         return conditions
 
 
-def graft_linear(linear: nn.Module, site: Site, slot: Slot) -> None:
+def graft_linear(linear: Any, site: Site, slot: Slot) -> None:
     """Let a convolution follow a module, unless one does already."""
-    if not isinstance(linear, GraftedLinear):
+    if is_convolved(linear):
+        return
+    linear.graft_site, linear.graft_slot = site, slot
+    try:
         change_class(linear, GraftedLinear)
-        grafted = cast(GraftedLinear, linear)
-        grafted.graft_site, grafted.graft_slot = site, slot
+    except TypeError:  # classes with slots, such as quanto's, do not change; calls with a hook take microseconds longer
+        linear.register_forward_hook(_convolve)
+
+
+def is_convolved(module: Any) -> bool:
+    """Whether a convolution follows a linear layer, or what stands in its place."""
+    return hasattr(module, "graft_site")
+
+
+def _convolve(linear: Any, inputs: tuple[Any, ...], y: Tensor) -> Tensor:
+    if linear.graft_slot.call is None:
+        raise RuntimeError(f"{linear.graft_site.path} with a short convolution must be called by its decoder layer")
+    return linear.graft_slot.call.convolve(linear.graft_site, inputs[0], y)
 
 
 def plain(module: Any) -> None:
     """Give a module its class from before a graft; its convolutions are lost."""
-    module.__class__ = original_class(module)
+    if isinstance(module, Grafted):
+        module.__class__ = original_class(module)
+    for key in [key for key, hook in module._forward_hooks.items() if hook is _convolve]:
+        del module._forward_hooks[key]
     for name in [name for name in vars(module) if name.startswith("graft_")]:
         delattr(module, name)
     if hasattr(module, "short_convs"):
