@@ -55,6 +55,13 @@ def test_no_loader_leaves_the_convolutions_out(tmp_path):
         SavedGraft.from_dict({"model_type": "dynaconv_graft", "host": {"type": "absent", "config": {}}})
 
 
+def test_tensor_parallelism_is_refused(tmp_path):
+    grafted().save_pretrained(tmp_path)
+    for load in (dynaconv.from_pretrained, AutoModelForCausalLM.from_pretrained):
+        with pytest.raises(ValueError, match="load it without tensor parallelism"):
+            load(tmp_path, tp_plan="auto")
+
+
 def test_a_configuration_is_the_host_s_in_memory(tmp_path):
     model = grafted()
     for config in (model.config, copy.deepcopy(model.config), pickle.loads(pickle.dumps(model.config))):

@@ -94,8 +94,12 @@ class _Builder:
         """As of the model.
 
         Raises:
-            ValueError: parameters of convolutions are missing, or linear layers before them were replaced.
+            ValueError: parameters of convolutions are missing, linear layers before them were replaced, or tensor
+                parallelism.
         """
+        asked = {**vars(keywords.get("distributed_config") or object), **keywords}
+        if asked.get("tp_plan") or asked.get("tp_size"):
+            raise ValueError("short convolutions of a graft are not sharded: load it without tensor parallelism")
         parent: Any = super()
         model, info = parent.from_pretrained(path, *args, output_loading_info=True, **keywords)
         missing = sorted(key for key in info["missing_keys"] if "short_convs." in key)

@@ -93,7 +93,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no recipe {path}: give a YAML file, such as recipes/translation/demo.yaml")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
+        with path.open(encoding="utf-8") as file:  # whose name is in errors
+            content = yaml.load(file, _Loader)  # noqa: S506 (a SafeLoader)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict | None):
