@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -57,8 +58,13 @@ def architectures_of(config: Any) -> list[str]:
     return [name.removeprefix(_PREFIX) for name in config.architectures or ()]
 
 
-def mark_config(config: Any) -> None:
-    """Let the Auto classes make models with the convolutions that a configuration of a host names in `dynaconv`."""
+def mark_config(config: Any, graft: Callable[..., Any]) -> None:
+    """Let the Auto classes make models with the convolutions that a configuration of a host names in `dynaconv`.
+
+    Args:
+        config: of the host.
+        graft: what puts them into a model of it.
+    """
     # Trainers take the class that it names where transformers has one, and an Auto class where not.
     config.architectures = [f"{_PREFIX}{name}" for name in architectures_of(config)] or None
     if isinstance(config, GraftedConfig):
@@ -68,13 +74,14 @@ def mark_config(config: Any) -> None:
     for auto in vars(modeling_auto).values():
         models = getattr(auto, "_model_mapping", None)
         if models is not None and isinstance(original := models.get(host, None), type):
-            models.register(type(config), builder(original), exist_ok=True)
+            models.register(type(config), builder(original, graft), exist_ok=True)
 
 
 class _Builder:
     """Mixed into the class of a model, makes one with the convolutions that its configuration names."""
 
     original: type
+    graft: Callable[..., Any]
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         options = getattr(config, "dynaconv", None)
@@ -83,9 +90,8 @@ class _Builder:
                 f"the text part of {self.original.__name__} alone does not know its short convolutions: load the whole "
                 "model with dynaconv.from_pretrained"
             )
-        from .graft import graft
-
         cast(Any, self.original).__init__(self, config, *args, **kwargs)
+        graft = self.graft
         self.__class__ = self.original
         graft(cast(PreTrainedModel, self), **options)
 
@@ -119,7 +125,8 @@ class _Builder:
 
 
 @functools.cache
-def builder(original: Any) -> Any:
-    """The class that makes a model of this class with convolutions."""
-    identity = {"__module__": original.__module__, "__qualname__": original.__qualname__, "original": original}
-    return type(original.__name__, (_Builder, original), identity)
+def builder(original: Any, graft: Callable[..., Any]) -> Any:
+    """The class that makes a model of this class, into which `graft` puts convolutions."""
+    identity = {"__module__": original.__module__, "__qualname__": original.__qualname__}
+    members = {"original": original, "graft": staticmethod(graft)}
+    return type(original.__name__, (_Builder, original), identity | members)

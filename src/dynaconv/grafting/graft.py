@@ -112,7 +112,7 @@ def graft(
         _graft_stack(model, stack, groups)
     change_class(model, GraftedBackboneModel if any(stack.backbone is model for stack in stacks) else GraftedModel)
     model.config.dynaconv = {"placement": placement, **options}
-    mark_config(model.config)
+    mark_config(model.config, graft)
     return model
 
 

@@ -32,7 +32,7 @@ class SavedGraft(PreTrainedConfig):
         result = known[host["type"]].from_dict({**host["config"], "dynaconv": config_dict.get("dynaconv")}, **kwargs)
         config = result[0] if isinstance(result, tuple) else result
         _check_options(config)
-        mark_config(config)
+        mark_config(config, graft)
         return result
 
 
@@ -70,12 +70,12 @@ def from_pretrained(path: str | os.PathLike[str], **keywords: Any) -> Any:
             "transformers.AutoModelForCausalLM, after import dynaconv.models if it is one of these"
         )
     _check_options(config)
-    mark_config(config)
+    mark_config(config, graft)
     architectures = architectures_of(config)
     original: Any = getattr(transformers, (architectures or ["?"])[0], None)
     if not isinstance(original, type) or not issubclass(original, PreTrainedModel):
         raise ValueError(f"{path} must name a model of transformers in architectures; got {architectures}")
-    return builder(original).from_pretrained(path, config=config, **hub, **own, **keywords)
+    return builder(original, graft).from_pretrained(path, config=config, **hub, **own, **keywords)
 
 
 AutoConfig.register(SavedGraft.model_type, SavedGraft)
