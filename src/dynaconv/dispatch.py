@@ -40,7 +40,7 @@ def backend(name: str) -> Iterator[None]:
     Without it, CPU tensors take the C++ kernels, those on NVIDIA and AMD GPUs the Triton kernels, and all others the
     reference, which is plain PyTorch. What kernels cannot do takes the reference too, and the logger "dynaconv" says
     so once: function transforms, forward-mode derivatives, kernels that were not compiled, fp64 in Triton. Second
-    derivatives are those of the reference.
+    derivatives are those of the reference, and `torch.onnx.export` gets it too.
 
     Raises:
         ValueError: the name is of no implementation; inside the block, where the implementation cannot serve a call.

@@ -98,6 +98,16 @@ def test_a_block_compiles_without_graph_breaks():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("onnx", [True, False])
+def test_an_export_to_onnx_has_operators_that_onnx_has(onnx, monkeypatch):
+    block, x = Block().eval(), torch.randn(2, 9, 12)
+    expected = block(x)
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: onnx)  # as inside torch.onnx.export
+    program = torch.export.export(block, (x,))
+    assert any("dynaconv" in str(node.target) for node in program.graph.nodes) != onnx
+    torch.testing.assert_close(program.module()(x), expected)
+
+
 def test_export_with_a_dynamic_length(tmp_path):
     block, length = Block().eval(), torch.export.Dim("T", min=3, max=4096)
     program = torch.export.export(block, (torch.randn(2, 9, 12),), dynamic_shapes=({1: length},))

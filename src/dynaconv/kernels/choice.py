@@ -21,12 +21,15 @@ _FIRST = {"cpu": "cpu", "meta": "cpu", "cuda": "triton"}
 
 
 def choose(forced: str | None, x: Tensor, others: Tensors) -> str:
-    """The implementation `forced`, or else the fastest that serves the tensors.
+    """The implementation `forced`, or else the fastest that serves the tensors; the reference in an export to ONNX.
 
     Raises:
         ValueError: the one that is forced cannot serve them.
     """
-    name = forced or _FIRST.get(x.device.type, "reference")
+    usual = _FIRST.get(x.device.type, "reference")
+    if torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export():
+        usual = "reference"  # whose operators ONNX has
+    name = forced or usual
     reason = IMPLEMENTATIONS[name].refuses((x, *others))
     if reason is None:
         return name
