@@ -8,7 +8,13 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import dynaconv
 from dynaconv.grafting.loading import SavedGraft
@@ -44,6 +50,13 @@ def test_no_loader_leaves_the_convolutions_out(tmp_path):
     model.save_pretrained(tmp_path)
     backbone = AutoModel.from_pretrained(tmp_path).eval()
     assert_close(backbone(ids).last_hidden_state, model.model(ids).last_hidden_state)
+    classifier = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path, num_labels=3
+    ).eval()  # its backbone is made
+    assert_close(classifier.model(ids).last_hidden_state, model.model(ids).last_hidden_state)  # by an Auto class
+    classifier.save_pretrained(tmp_path / "classifier")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "classifier").eval()
+    assert torch.equal(loaded(ids).logits, classifier(ids).logits)
     assert any("short_convs" in name for name, _ in AutoModelForCausalLM.from_config(model.config).named_parameters())
     with pytest.raises(Exception, match="this model has short convolutions: import dynaconv.grafting"):
         LlamaForCausalLM.from_pretrained(tmp_path)

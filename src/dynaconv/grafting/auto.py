@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from .modules import Grafted, GraftedLayer, change_class, is_convolved
+from .modules import Grafted, GraftedLayer, change_class, is_convolved, original_class
 
 _PREFIX = "Grafted"
 
@@ -72,9 +72,12 @@ def mark_config(config: Any, graft: Callable[..., Any]) -> None:
     host = type(config)
     change_class(config, GraftedConfig)
     for auto in vars(modeling_auto).values():
-        models = getattr(auto, "_model_mapping", None)
-        if models is not None and isinstance(original := models.get(host, None), type):
-            models.register(type(config), builder(original, graft), exist_ok=True)
+        models: Any = getattr(auto, "_model_mapping", {})
+        originals = models.get(host, None)
+        if isinstance(originals, type):
+            models.register(type(config), builder(originals, graft), exist_ok=True)
+        elif originals is not None:  # of which the configuration names one
+            models.register(type(config), tuple(builder(each, graft) for each in originals), exist_ok=True)
 
 
 class _Builder:
@@ -90,8 +93,12 @@ class _Builder:
                 f"the text part of {self.original.__name__} alone does not know its short convolutions: load the whole "
                 "model with dynaconv.from_pretrained"
             )
-        cast(Any, self.original).__init__(self, config, *args, **kwargs)
-        graft = self.graft
+        graft, marked = self.graft, type(config)
+        config.__class__ = original_class(config)  # some models make a part of themselves by an Auto class
+        try:
+            cast(Any, self.original).__init__(self, config, *args, **kwargs)
+        finally:
+            config.__class__ = marked
         self.__class__ = self.original
         graft(cast(PreTrainedModel, self), **options)
 
