@@ -72,8 +72,8 @@ def mark_config(config: Any, graft: Callable[..., Any]) -> None:
     host = type(config)
     change_class(config, GraftedConfig)
     for auto in vars(modeling_auto).values():
-        models: Any = getattr(auto, "_model_mapping", {})
-        originals = models.get(host, None)
+        models: Any = getattr(auto, "_model_mapping", None)
+        originals = None if models is None else models.get(host, None)
         if isinstance(originals, type):
             models.register(type(config), builder(originals, graft), exist_ok=True)
         elif originals is not None:  # of which the configuration names one
