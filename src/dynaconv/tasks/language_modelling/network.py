@@ -27,7 +27,7 @@ def build(model: ModelConfig, config: Any) -> PreTrainedModel:
         if type(config) not in AutoModelForCausalLM._model_mapping:
             raise ValueError(f"model.host: {model.host} has no causal language model")
         network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    if model.graft.placement is not None:
+    if model.graft.placement is not None and not getattr(config, "dynaconv", None):  # with which it has them already
         convolutions: dict[str, Any] = dataclasses.asdict(model.graft)
         graft(network, **convolutions)
     return network

@@ -20,7 +20,7 @@ from ...training.estimate import estimate
 from ...training.run import check_run, fit
 from .corpus import TEXT, Corpus, prepare, vocabulary_of
 from .network import build, check_causal
-from .recipe import GraftConfig, Recipe
+from .recipe import Recipe
 
 LARGE = 1e9  # parameters
 NEXT = "dynaconv perplexity {run} {run}/test.txt --sequences line"  # what a person does with a run
@@ -97,8 +97,7 @@ def _without_data(recipe: Recipe, config: Any) -> PreTrainedModel:
     """The network without weights: ours on the meta device, others, which look at values, in unwritten memory."""
     model = recipe.model
     if model.folder is not None:
-        grafted = GraftConfig(**config.dynaconv) if getattr(config, "dynaconv", None) else model.graft
-        model = replace(model, folder=None, host=config.model_type, graft=grafted)
+        model = replace(model, folder=None, host=config.model_type)
     with torch.device("meta"):
         network = build(model, config)
     if not isinstance(network, DynaConvForCausalLM):
