@@ -66,3 +66,6 @@ def test_bad_files_are_one_line(tmp_path, capsys):
         printed = capsys.readouterr().err
         assert printed == f"dynaconv: error: {path} is no whole checkpoint of PyTorch: {message}\n"
     assert not (tmp_path / "ours").exists()
+    with pytest.raises(SystemExit):
+        run("convert-fairseq", path, "--out", "/proc/ours")
+    assert "/proc/ours cannot be written, /proc does not let it" in capsys.readouterr().err

@@ -43,6 +43,7 @@ def convert(checkpoint: Path, out: Path, dicts: Path | None = None) -> Converted
     Raises:
         FileExistsError: there is something in `out`.
         FileNotFoundError: the checkpoint or a dictionary is missing.
+        OSError: `out` cannot be written.
         ValueError: a file that is damaged, hostile, of another kind of model, or does not fit the others.
     """
     if not checkpoint.is_file():
@@ -51,7 +52,11 @@ def convert(checkpoint: Path, out: Path, dicts: Path | None = None) -> Converted
         raise FileExistsError(f"{out} exists already: give a new folder as --out")
     # Beside it, or beside the first of its folders that is not there yet, so that the last step is a rename.
     near = next(folder for folder in out.absolute().parents if folder.is_dir())
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=near) as name:
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=near)
+    except OSError as error:
+        raise OSError(f"{out} cannot be written, {near} does not let it: {error.strerror}") from error
+    with temporary as name:
         unpacked, staged = Path(name) / "archive", Path(name) / "model"
         unpacked.mkdir()
         staged.mkdir()
